@@ -1,7 +1,7 @@
 """Generates `headway/v1` from the contracts, and checks that it is fresh and that every element is commented.
 
-    python protos/generate.py           write headway/v1
-    python protos/generate.py --check   change nothing; exit 1 and say what is stale or lacks a comment
+python protos/generate.py           write headway/v1
+python protos/generate.py --check   change nothing; exit 1 and say what is stale or lacks a comment
 """
 
 import sys
