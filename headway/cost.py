@@ -29,9 +29,11 @@ class Cost:
         """The cost of `count` independent repetitions."""
         return Cost(self.mean_ms * count, self.var_ms2 * count)
 
-    def scaled(self, factor: float) -> "Cost":
-        """The cost when everything takes `factor` times as long."""
-        return Cost(self.mean_ms * factor, self.var_ms2 * factor * factor)
+    def scaled(self, scale: "Cost") -> "Cost":
+        """The cost times an independent factor, given as a plain number's mean and variance: see `LearnedScale`."""
+        mean_ms = self.mean_ms * scale.mean_ms
+        second = (self.var_ms2 + self.mean_ms**2) * (scale.var_ms2 + scale.mean_ms**2)
+        return Cost(mean_ms, max(0.0, second - mean_ms * mean_ms))
 
     def quantile_ms(self, quantile: float) -> float:
         """The time that is enough with this probability, by a normal approximation; never below 0."""
@@ -72,8 +74,8 @@ class StepCurve:
         return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
 
     def scaled(self, scale: Cost) -> "StepCurve":
-        """Every cost multiplied by an independent factor with this mean and variance (as plain numbers)."""
-        return StepCurve(tuple((size, _product(cost, scale)) for size, cost in self.points))
+        """Every cost times an independent factor: see `Cost.scaled`."""
+        return StepCurve(tuple((size, cost.scaled(scale)) for size, cost in self.points))
 
     def to_proto(self, asset_hash: str) -> list[worker_pb2.StepCost]:
         """The curve as `WorkerState` carries it."""
@@ -85,13 +87,6 @@ class StepCurve:
 
 def _size(point: tuple[int, Cost]) -> int:
     return point[0]
-
-
-def _product(cost: Cost, scale: Cost) -> Cost:
-    """Mean and variance of the product of two independent variables."""
-    mean = cost.mean_ms * scale.mean_ms
-    second = (cost.var_ms2 + cost.mean_ms**2) * (scale.var_ms2 + scale.mean_ms**2)
-    return Cost(mean, max(0.0, second - mean * mean))
 
 
 class LearnedScale:
