@@ -203,9 +203,7 @@ class _Connection(asyncio.Protocol):
 
     def tell(self, *messages: Message) -> None:
         """Sends in one write; demand only when it differs from what was sent last."""
-        fresh = [
-            message for message in messages if not (isinstance(message, Others) and message == self._told)
-        ]
+        fresh = [message for message in messages if not (isinstance(message, Others) and message == self._told)]
         self._told = next((message for message in fresh if isinstance(message, Others)), self._told)
         if fresh:
             self.transport.write(b"".join(encode(message) for message in fresh))

@@ -41,7 +41,7 @@ class Lease:
     granted: bool
 
 
-class _LinkLost(Exception):  # noqa: N818 - an event, handled here
+class _LinkLost(Exception):
     """The arbiter closed, broke the protocol, or is silent."""
 
 
@@ -146,9 +146,10 @@ class DeviceClient:
                 if granted and link is not None:
                     self._tell(link, Release(request.lease_id))
 
-    def declare(self, demand: Sequence[Demand]) -> None:
+    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
         """Tells the other workers this client's admitted work by deadline, in place of what it told last.
 
+        `demand` holds (deadline in monotonic seconds, device time in ms) pairs; see `Demand`.
         Never blocks on the arbiter. Raises `ProtocolError` for more than `MAX_BUCKETS` or impossible numbers.
         """
         checked = check_declared(demand)
@@ -253,9 +254,7 @@ class DeviceClient:
 
     def _retry(self, lost: _Link | None, why: str) -> None:
         logger.warning("%s; steps run without a lease until it is back", why)
-        self._retrying = threading.Thread(
-            target=self._keep_connecting, args=(lost,), name="device", daemon=True
-        )
+        self._retrying = threading.Thread(target=self._keep_connecting, args=(lost,), name="device", daemon=True)
         self._retrying.start()
 
     def _keep_connecting(self, lost: _Link | None) -> None:

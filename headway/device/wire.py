@@ -156,11 +156,11 @@ def check_demand(item: Demand) -> Demand:
     return item
 
 
-def check_declared(demand: Sequence[Demand]) -> tuple[Demand, ...]:
+def check_declared(demand: Sequence[tuple[float, float]]) -> tuple[Demand, ...]:
     """What a client may declare. Raises `ProtocolError`, naming the limit."""
     if len(demand) > MAX_BUCKETS:
         raise ProtocolError(f"{len(demand)} buckets of demand; at most {MAX_BUCKETS}")
-    return tuple(check_demand(item) for item in demand)
+    return tuple(check_demand(Demand(*item)) for item in demand)
 
 
 def _label(raw: bytes) -> str:
