@@ -285,7 +285,10 @@ class Tracing:
     def record(
         self, name: Span, parent: Context | None, began_s: float, ended_s: float, **attributes: AttributeValue
     ) -> None:
-        """Adds a span that is over already, from monotonic seconds, such as a wait in a queue."""
+        """Adds a span that is over already, from monotonic seconds, such as a wait in a queue.
+
+        `parent` None takes the current span.
+        """
         if self._tracer is None:
             return
         kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
@@ -320,6 +323,11 @@ def _exporter(otlp_endpoint: str) -> SpanExporter:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://"), timeout=2)
+
+
+def annotate(**attributes: AttributeValue) -> None:
+    """Adds attributes (members of `Attribute` in lower case) to the current span; without one, does nothing."""
+    trace.get_current_span().set_attributes(_named(attributes))
 
 
 def _named(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
