@@ -282,13 +282,15 @@ class Tracing:
         with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
             yield span
 
+    def note(self, **attributes: AttributeValue) -> None:
+        """Adds attributes to the current span; named as in `span`."""
+        if self._tracer is not None:
+            trace.get_current_span().set_attributes(_named(attributes))
+
     def record(
         self, name: Span, parent: Context | None, began_s: float, ended_s: float, **attributes: AttributeValue
     ) -> None:
-        """Adds a span that is over already, from monotonic seconds, such as a wait in a queue.
-
-        `parent` None takes the current span.
-        """
+        """Adds a span that is over already, from monotonic seconds, such as a wait in a queue."""
         if self._tracer is None:
             return
         kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
@@ -323,11 +325,6 @@ def _exporter(otlp_endpoint: str) -> SpanExporter:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://"), timeout=2)
-
-
-def annotate(**attributes: AttributeValue) -> None:
-    """Adds attributes (members of `Attribute` in lower case) to the current span; without one, does nothing."""
-    trace.get_current_span().set_attributes(_named(attributes))
 
 
 def _named(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:

@@ -15,7 +15,7 @@ from headway.engine_loop import Batch, EngineLoop, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.quality import Ladder, read_wish
 from headway.server import Registration, Served, Service
-from headway.telemetry import Answer, Span, annotate
+from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
@@ -137,10 +137,10 @@ class WorkerRuntime:
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:
-        annotate(rung=served.rung.label, slack_ms=served.slack_ms)
+        tracing = self.service.tracing
+        tracing.note(rung=served.rung.label, slack_ms=served.slack_ms, worker=served.worker_id)
         for stage in ticket.stages:
-            name = _STAGE_SPANS.get(stage.name, Span.WORKER_STEP)
-            self.service.tracing.record(name, None, stage.start_s, stage.end_s)
+            tracing.record(_STAGE_SPANS.get(stage.name, Span.WORKER_STEP), None, stage.start_s, stage.end_s)
 
 
 def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
