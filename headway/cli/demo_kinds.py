@@ -21,7 +21,7 @@ GENEROUS_S = 20.0
 IMAGES = 64
 _TOKENS = 120
 _SHEET_PX = 512
-_PROMPT = "PROMPT"
+_PROMPT = "The iterator protocol"
 
 
 @dataclass(frozen=True)
