@@ -83,7 +83,7 @@ class Text:
 
     def send(self, deadline_s: float, *, exact: str | None = None, shown: bool = False) -> Shot:
         level = service_level(exact=exact)
-        request = text_request(_PROMPT, max_tokens=_TOKENS, temperature=0.7, seed=7, level=level)
+        request = text_request(_PROMPT, max_tokens=_TOKENS, temperature=0.6, top_p=0.9, seed=3, level=level)
 
         def call(answer: _Answer) -> None:
             for message in self._mesh.text(request, deadline_s=deadline_s):

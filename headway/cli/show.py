@@ -1,6 +1,6 @@
 """How plans, answers, workers and refusals look on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from rich.console import Console
@@ -53,7 +53,8 @@ def error_lines(error: HeadwayError, address: str) -> list[str]:
     if is_unreachable(error):
         return [f"cannot reach {address}: {error.message}", "start a mesh with: headway up"]
     lines = [f"{error.reason_name}: {error.message}"]
-    lines += [f"  {field}: {problem}" for field, problem in getattr(error, "violations", {}).items()]
+    violations: Mapping[str, str] = getattr(error, "violations", {})
+    lines += [f"  {field}: {problem}" for field, problem in violations.items() if problem not in error.message]
     if (least_ms := error.metadata.get("least_budget_ms")) is not None:
         lines.append(f"  a budget of at least {least_ms} ms would do")
     if error.retry_after_s is not None:
@@ -85,6 +86,11 @@ def served_line(served: common_pb2.Served) -> str:
         f"served: rung {served.rung.label} ({reason(served.reason)}), quality {served.quality:.2f}, "
         f"{served.steps_executed} of {served.steps_planned} steps, slack {ms(served.slack_ms)}, by {served.worker_id}"
     )
+
+
+def print_note(console: Console, line: str) -> None:
+    """Prints what is beside the answer, in one line however narrow the terminal."""
+    console.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def print_error(console: Console, lines: Sequence[str]) -> None:
