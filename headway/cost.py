@@ -143,31 +143,40 @@ def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, fore
     """
     finish = [ZERO] * len(loads)
     steps_left = [load.steps_left for load in loads]
-    spent, active, waiting = ZERO, list[int](), 0
+    mean_ms = var_ms2 = 0.0  # plain numbers: this runs for every candidate plan, after every step
+    active, items, waiting = list[int](), 0, 0
     while waiting < len(loads) or active:
-        while waiting < len(loads) and _fits(loads, active, waiting, max_batch):
-            spent += loads[waiting].setup
+        while waiting < len(loads) and (not active or items + loads[waiting].items <= max_batch):
+            setup = loads[waiting].setup
+            mean_ms, var_ms2 = mean_ms + setup.mean_ms, var_ms2 + setup.var_ms2
             active.append(waiting)
+            items += loads[waiting].items
             waiting += 1
-        rounds = min(steps_left[index] for index in active)
-        spent += _step(loads, active, curve, max_batch).times(rounds)
+        rounds = min([steps_left[index] for index in active])
+        step = curve.at(min(items, max_batch))
+        passes = rounds * max(1, -(-items // max_batch))
+        mean_ms, var_ms2 = mean_ms + passes * step.mean_ms, var_ms2 + passes * step.var_ms2
+        done = Cost(mean_ms, var_ms2)
+        still = []
         for index in active:
             steps_left[index] -= rounds
-            if steps_left[index] == 0:
-                finish[index] = spent
-        active = [index for index in active if steps_left[index] > 0]
-    return [cost + _ahead(load.due_s, foreign) for load, cost in zip(loads, finish, strict=True)]
+            if steps_left[index]:
+                still.append(index)
+            else:
+                finish[index] = done
+                items -= loads[index].items
+        active = still
+    if not foreign:
+        return finish
+    return [cost + Cost(ahead_ms(load.due_s, foreign)) for load, cost in zip(loads, finish, strict=True)]
 
 
-def _fits(loads: Sequence[Load], active: Sequence[int], candidate: int, max_batch: int) -> bool:
-    return not active or sum(loads[index].items for index in active) + loads[candidate].items <= max_batch
+def solo_ms(load: Load, curve: StepCurve, max_batch: int) -> float:
+    """What a load would take alone, mean."""
+    passes = load.steps_left * max(1, -(-load.items // max_batch))
+    return load.setup.mean_ms + passes * curve.at(min(load.items, max_batch)).mean_ms
 
 
-def _step(loads: Sequence[Load], active: Sequence[int], curve: StepCurve, max_batch: int) -> Cost:
-    items = sum(loads[index].items for index in active)
-    passes = max(1, math.ceil(items / max_batch))
-    return curve.at(min(items, max_batch)).times(passes)
-
-
-def _ahead(due_s: float, foreign: Foreign) -> Cost:
-    return Cost(sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s))
+def ahead_ms(due_s: float, foreign: Foreign) -> float:
+    """Foreign work that is due earlier than `due_s`."""
+    return sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s)
