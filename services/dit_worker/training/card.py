@@ -77,10 +77,10 @@ is being made.
 ## Measured quality
 
 DFD: the Frechet distance between generated and held-out images on {extractor["features"]} standardised
-features of a small convolutional network trained on the train split ({extractor["held_out_accuracy"]:.1%} right on
-the held-out split). It is **not FID** and compares with no published figure. Lower is better. Mean of {seeds}
-noise seeds with {images} images each (the train split's labels), clamped as served; 95 % intervals from
-{resamples} bootstrap resamples of the held-out images and the seeds, centred on the mean.
+features of a small convolutional network trained on the train split ({extractor["held_out_accuracy"]:.1%} right
+on the held-out split). It is **not FID** and compares with no published figure. Lower is better. Mean of
+{seeds} noise seeds with {images} images each (the train split's labels), clamped as served; 95 % intervals
+from {resamples} bootstrap resamples of the held-out images and the seeds, centred on the mean.
 
 | steps (NFE) | DFD | 95 % interval | normalised quality | same weights, Euler |
 |---|---|---|---|---|
@@ -103,7 +103,7 @@ to [0, 1]. The ladder is {", ".join(str(rung["steps"]) for rung in content["rung
 - Data: {data["name"]}; {data["licence"]}. {data["train"]} images to train on, {data["held_out"]} held
   out, stratified, split seed {data["split_seed"]}. Nothing was fitted to, stopped by or chosen on those.
 - Training: {training["steps"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread. The
-  full list of settings is in `config.json`. One training run: the spread between runs is not in the intervals.
+  full list of settings is in `config.json`. One training run: no interval holds the spread between runs.
 - Limits: 8x8 grey digits, no guidance (w = 1). The extractor saw the train split, which flatters the floor.
 
 ```
