@@ -6,6 +6,7 @@ compared with the topology before any tensor is made, and the weights must hash 
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 MAX_JSON_BYTES = 256 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_LADDER_STEPS = 1000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class CheckpointError(ValueError):
@@ -100,9 +102,7 @@ def load_weights(folder: Path) -> tuple[Config, Dit]:
     expected = network.state_dict()
     _check_size(path, sum(2 * tensor.numel() for tensor in expected.values()))
     if (digest := sha256_of(path)) != config.weights_sha256:
-        raise CheckpointError(
-            WEIGHTS, f"hash is {digest[:12]}..., {CONFIG} says {config.weights_sha256[:12]}..."
-        )
+        raise CheckpointError(WEIGHTS, f"hash is {digest[:12]}..., {CONFIG} says {config.weights_sha256[:12]}...")
     network.load_state_dict(_read_tensors(path, expected), assign=True)
     return config, network.float().eval().requires_grad_(False)
 
@@ -119,7 +119,7 @@ def read_config(folder: Path) -> Config:
     if len(names) != topology.classes or not all(isinstance(name, str) and name for name in names):
         raise CheckpointError(f"{CONFIG} class_names", f"must be {topology.classes} names, got {len(names)}")
     return Config(
-        name=_typed(raw, CONFIG, "name", str),
+        name=_name(raw),
         topology=topology,
         class_names=names,
         guidance_max=_number(raw, CONFIG, "guidance_max", low=1, high=100),
@@ -133,14 +133,13 @@ def read_rungs(folder: Path, config: Config) -> tuple[MeasuredRung, ...]:
     """The ladder as the card measured it, best first."""
     raw = _read_json(folder, CARD)
     if _typed(raw, CARD, "weights_sha256", str) != config.weights_sha256:
-        raise CheckpointError(
-            f"{CARD} weights_sha256", "the card measured other weights; run the measure command"
-        )
+        raise CheckpointError(f"{CARD} weights_sha256", "the card measured other weights; run the measure command")
     rungs = tuple(_rung(entry) for entry in _typed(raw, CARD, "rungs", list))
     if tuple(rung.steps for rung in rungs) != config.ladder:
-        raise CheckpointError(
-            f"{CARD} rungs", f"must be the ladder {list(config.ladder)} of {CONFIG}, best first"
-        )
+        raise CheckpointError(f"{CARD} rungs", f"must be the ladder {list(config.ladder)} of {CONFIG}, best first")
+    qualities = [rung.quality for rung in rungs]
+    if qualities != sorted(qualities, reverse=True):
+        raise CheckpointError(f"{CARD} rungs quality", f"must fall along the ladder, got {qualities}")
     return rungs
 
 
@@ -157,6 +156,13 @@ def _rung(entry: object) -> MeasuredRung:
         quality=_number(entry, f"{CARD} rungs", "quality", low=0, high=1),
         dfd=_number(entry, f"{CARD} rungs", "dfd", low=0, high=1e9),
     )
+
+
+def _name(raw: dict[str, Any]) -> str:
+    name: str = _typed(raw, CONFIG, "name", str)
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{CONFIG} name", f"must match {NAME.pattern}, got {name[:80]!r}")
+    return name
 
 
 def _ladder(steps: list[Any]) -> tuple[int, ...]:
@@ -194,9 +200,7 @@ def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_names(found: set[str], expected: set[str]) -> None:
     if found != expected:
         odd = sorted(found ^ expected)[0]
-        raise CheckpointError(
-            f"{WEIGHTS} {odd}", "is missing" if odd in expected else "is not in the topology"
-        )
+        raise CheckpointError(f"{WEIGHTS} {odd}", "is missing" if odd in expected else "is not in the topology")
 
 
 def _check_header(key: str, part: Any, like: Tensor) -> None:

@@ -36,9 +36,7 @@ def train(run_folder: RunFolder = RUN, steps: Steps = STEPS, seed: Seed = 0) -> 
 
 
 @app.command()
-def export(
-    run_folder: RunFolder = RUN, model: ModelFolder = MODEL, steps: Steps = STEPS, seed: Seed = 0
-) -> None:
+def export(run_folder: RunFolder = RUN, model: ModelFolder = MODEL, steps: Steps = STEPS, seed: Seed = 0) -> None:
     """Write the run's sampling weights as fp16, its config, and the extractor that DFD is measured on."""
     data = digits()
     training = Training(Recipe(steps=steps, seed=seed), DIGITS, data.train)

@@ -15,9 +15,7 @@ DATA_LICENCE = "CC BY 4.0 (UCI); carried by scikit-learn, BSD-3-Clause"
 PLACES = 5
 
 
-def card(
-    folder: Path, config: Config, measured: Measurement, extractor: Extractor, data: Digits
-) -> dict[str, Any]:
+def card(folder: Path, config: Config, measured: Measurement, extractor: Extractor, data: Digits) -> dict[str, Any]:
     """The object that card.json holds. Figures are DFD unless named otherwise; lower is better."""
     return {
         "name": config.name,

@@ -96,9 +96,7 @@ class Training:
             identity = json.loads(file.metadata()["headway"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if identity["recipe"] != self.recipe.as_dict() or identity["topology"] != self.topology.as_dict():
-            raise ResumeError(
-                f"{path.name} was written by another recipe; start in an empty folder or use the same"
-            )
+            raise ResumeError(f"{path.name} was written by another recipe; start in an empty folder or use the same")
         self.step = int(identity["step"])
         for name, module in self._modules():
             module.load_state_dict(_under(state, name))
@@ -113,9 +111,7 @@ class Training:
         for name, module in self._modules():
             yield from ((f"{name}.{key}", value) for key, value in module.state_dict().items())
         for index, parameter in enumerate(self.optimiser.param_groups[0]["params"]):
-            yield from (
-                (f"adam.{index}.{key}", value) for key, value in self.optimiser.state[parameter].items()
-            )
+            yield from ((f"adam.{index}.{key}", value) for key, value in self.optimiser.state[parameter].items())
         yield "generator", self.generator.get_state()
 
 

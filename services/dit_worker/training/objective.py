@@ -24,9 +24,7 @@ END_MEAN, END_STD = -0.4, 1.0
 class Network(Protocol):
     """F(x, t, t - s, labels, 1 / w); shapes as Dit.forward."""
 
-    def __call__(
-        self, x: Tensor, t: Tensor, gap: Tensor, labels: Tensor, inverse_guidance: Tensor, /
-    ) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, gap: Tensor, labels: Tensor, inverse_guidance: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

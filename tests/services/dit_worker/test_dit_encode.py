@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.dit_worker.encode import EncodeError, Format, encode, to_pixels
+from services.dit_worker.encode import EncodeError, Format, encode, supports, to_pixels
 
 GREY = torch.linspace(-1.2, 1.2, 64).view(1, 8, 8)
 COLOUR = torch.stack([GREY[0], -GREY[0], GREY[0].T])
@@ -26,9 +26,16 @@ def test_lossy_formats_stay_near(image, form, name):
     assert np.abs(pixels - to_pixels(image)).mean() < 25
 
 
-def test_raw_is_the_clamped_tensor():
-    raw = np.frombuffer(encode(COLOUR, Format.RAW), dtype="<f4").reshape(3, 8, 8)
-    assert np.array_equal(raw, COLOUR.clamp(-1, 1).numpy())
+def test_raw_formats_are_row_major_pixels():
+    assert np.array_equal(np.frombuffer(encode(COLOUR, Format.RAW), np.uint8).reshape(8, 8, 3), to_pixels(COLOUR))
+    floats = np.frombuffer(encode(COLOUR, Format.FLOAT32), dtype="<f4").reshape(8, 8, 3)
+    assert np.array_equal(floats, COLOUR.clamp(-1, 1).permute(1, 2, 0).numpy())
+
+
+def test_quality_reaches_the_encoder():
+    noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for form in (Format.JPEG, Format.WEBP):
+        assert len(encode(noise, form, quality=10)) < len(encode(noise, form, quality=95))
 
 
 def test_pixels_span_the_byte_range():
@@ -37,6 +44,8 @@ def test_pixels_span_the_byte_range():
 
 
 def test_latent_channels_are_not_a_picture():
-    with pytest.raises(EncodeError, match="raw tensor"):
+    with pytest.raises(EncodeError, match="raw pixels"):
         encode(torch.zeros(4, 8, 8), Format.PNG)
-    assert len(encode(torch.zeros(4, 8, 8), Format.RAW)) == 4 * 64 * 4
+    assert len(encode(torch.zeros(4, 8, 8), Format.FLOAT32)) == 4 * 64 * 4
+    assert not supports(Format.PNG, 4)
+    assert supports(Format.RAW, 4)

@@ -51,9 +51,7 @@ def test_linears_start_with_a_bounded_spectral_norm():
 
 
 def test_rms_norm_gives_unit_size_and_survives_zero():
-    torch.testing.assert_close(
-        rms_norm(torch.randn(5, 64)).square().mean(dim=-1), torch.ones(5), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(rms_norm(torch.randn(5, 64)).square().mean(dim=-1), torch.ones(5), rtol=1e-3, atol=0)
     assert torch.equal(rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
 
 

@@ -17,6 +17,9 @@ from services.dit_worker.training.objective import (
     terminal_velocity,
 )
 
+# torch scripts its own decompositions on the first forward-mode call.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 ROWS, JUMPS = 4, 3
 
 
@@ -55,9 +58,7 @@ def _map(network, batch: Batch, s: torch.Tensor) -> torch.Tensor:
 def test_terminal_velocity_is_the_maps_derivative_by_its_end(network):
     batch, epsilon = _batch(), 1e-6
     x = interpolate(batch.x0[:JUMPS], batch.noise[:JUMPS], batch.times.t)
-    velocity, endpoint = terminal_velocity(
-        network, x, batch.times, batch.labels[:JUMPS], batch.guidance[:JUMPS]
-    )
+    velocity, endpoint = terminal_velocity(network, x, batch.times, batch.labels[:JUMPS], batch.guidance[:JUMPS])
     s = batch.times.s
     difference = (_map(network, batch, s + epsilon) - _map(network, batch, s - epsilon)) / (2 * epsilon)
     torch.testing.assert_close(velocity, difference, rtol=1e-6, atol=1e-8)

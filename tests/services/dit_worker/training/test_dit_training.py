@@ -5,6 +5,9 @@ from services.dit_worker.training.data import digits
 from services.dit_worker.training.loop import ResumeError, Training, learning_rate, run
 from services.dit_worker.training.recipe import Recipe
 
+# torch scripts its own decompositions on the first forward-mode call.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 SMALL = Recipe(steps=6, batch=8, warmup_steps=2)
 
 
