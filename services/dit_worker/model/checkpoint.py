@@ -56,6 +56,11 @@ class Config:
     weights_sha256: str
     training: dict[str, Any]
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all of the config, and so over the weights too; lower-case hex."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT,

@@ -103,6 +103,7 @@ to [0, 1]. The ladder is {", ".join(str(rung["steps"]) for rung in content["rung
 - Training: {training["steps"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread. The
   full list of settings is in `config.json`. One training run: no interval holds the spread between runs.
 - Limits: 8x8 grey digits, no guidance (w = 1). The extractor saw the train split, which flatters the floor.
+- Where images of the model lie nearer to train images than held-out images do, it has begun to memorise.
 
 ```
 python -m services.dit_worker.training train      # weights; resumable

@@ -6,6 +6,7 @@ and covariances C of two feature sets,
     d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)        (Dowson and Landau, 1982)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,11 +71,12 @@ class Bootstrap:
         return point, spread.gather(1, self.seeds).mean(dim=1)
 
 
-def estimate(point: Tensor, spread: Tensor) -> Estimate:
+def estimate(point: Tensor, spread: Tensor, *, least: float = -math.inf) -> Estimate:
     """The mean over seeds, with the bootstrap's 95 % interval moved to be centred on it.
 
-    A resample repeats images, which biases every distance upward by the same amount; only its width is used.
+    A resample repeats images, which biases every distance upward by the same amount; only its width is used. No
+    distance lies below 0, so neither does an interval of one; a difference may.
     """
     value = float(point.mean())
     low, high = torch.quantile(spread - spread.mean(), torch.tensor([LOW, HIGH])).tolist()
-    return Estimate(value, value + low, value + high)
+    return Estimate(value, max(least, value + low), value + high)

@@ -100,7 +100,7 @@ class _Spread:
     resampled: Tensor
 
     def figure(self) -> Figure:
-        return Figure(estimate(self.point, self.resampled), tuple(self.point.tolist()))
+        return Figure(estimate(self.point, self.resampled, least=0.0), tuple(self.point.tolist()))
 
     def minus(self, other: "_Spread") -> Estimate:
         return estimate(self.point - other.point, self.resampled - other.resampled)
