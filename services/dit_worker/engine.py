@@ -6,7 +6,6 @@ from itertools import islice
 
 from headway.deadline import Clock
 from headway.engine_loop import Batch
-from headway.planning import Choice
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.dit_worker.encode import encode
 from services.dit_worker.model.flow_map import FlowMap
@@ -56,19 +55,22 @@ class DitEngine:
 
     def _events(self, batch: Jump, result: Sequence[Moved]) -> Iterator[tuple[Ticket, Event]]:
         for work, choice, end, moved in zip(batch.works, batch.choices, batch.ends, result, strict=True):
-            work.samples, work.t, work.begun = moved.samples, end, True
+            if not work.begun:
+                work.begun, work.slowness = True, batch.slowness
+            work.samples, work.t = moved.samples, end
             work.ticket.steps_executed += 1
             if moved.images is not None:
                 work.ticket.choice = choice  # a plan made while the last step ran came too late to count
-                work.ticket.stages.extend(self._stages(work, choice, moved))
+                work.ticket.stages.extend(self._stages(work, moved))
                 yield work.ticket, Finished(moved.images)
 
-    def _stages(self, work: SampleGroup, choice: Choice, moved: Moved) -> tuple[Stage, ...]:
-        """The three stages beside what the first plan promised for them."""
+    def _stages(self, work: SampleGroup, moved: Moved) -> tuple[Stage, ...]:
+        """The three stages beside what the first plan promised for them; what is left of the promise is the queue."""
         ticket, costs = work.ticket, self._scheduler.costs
         assert ticket.started_s is not None and ticket.plan is not None
-        encode_ms = self._scheduler.encode(work).mean_ms
+        encode_ms = self._scheduler.encode(work).mean_ms * work.slowness
         steps_ms = ticket.plan.steps * costs.step.at(work.items).mean_ms + costs.noise.at(work.items).mean_ms
+        steps_ms *= work.slowness
         queue_ms = max(0.0, ticket.predicted.mean_ms - self._scheduler.overhead_ms - steps_ms - encode_ms)
         return (
             Stage("queue", queue_ms, ticket.admitted_s, ticket.started_s),

@@ -30,6 +30,8 @@ class SampleGroup:
     t: float = 1.0
     """Where all its samples are in time."""
     begun: bool = False
+    slowness: float = 1.0
+    """How much slower than calibrated this host was when the group's first step ran."""
 
     @property
     def items(self) -> int:
@@ -42,6 +44,8 @@ class Jump(Batch[SampleGroup]):
 
     A plan may change while the step runs, so what it was taken for stands here: `choices` and `ends`, one a group.
     """
+
+    slowness: float
 
     choices: tuple[Choice, ...]
     ends: tuple[float, ...]

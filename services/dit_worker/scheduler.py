@@ -67,7 +67,7 @@ class DitScheduler:
         for work, steps_left in zip(taken, left, strict=True):
             predicted += self._noise(work) + (self.encode(work) if steps_left == 1 else Cost(0.0))
         ends = tuple(next_time(work.t, steps) for work, steps in zip(taken, left, strict=True))
-        return Jump(STEPS, taken, items, predicted, choices, ends)
+        return Jump(STEPS, taken, items, predicted, scale.mean_ms, choices, ends)
 
     def encode(self, work: SampleGroup) -> Cost:
         """What encoding all of a group costs."""

@@ -54,8 +54,8 @@ class Rig:
                 ticket.plan, ticket.started_s = common_pb2.Plan(rung=choice.option.rung.to_proto(), steps=steps), 0.0
         return [by_key[key] for key in plan]
 
-    def step(self, works: list[SampleGroup]) -> list:
-        batch = SCHEDULER.next_batch(works, self.now_s, SAME)
+    def step(self, works: list[SampleGroup], scale: Cost = SAME) -> list:
+        batch = SCHEDULER.next_batch(works, self.now_s, scale)
         assert batch is not None
         return self.engine.apply(batch, self.engine.run(batch), self.now_s)
 
@@ -149,6 +149,9 @@ def test_stages_cover_the_work_and_samples_are_freed(tiny):
     assert [stage.predicted_ms for stage in work.ticket.stages] == [0.0, 103.0, 7.0]
     rig.engine.release(work)
     assert work.samples == ()
+    slow = group(exact="1")
+    rig.step(rig.plan(slow), scale=Cost(2.0))
+    assert [stage.predicted_ms for stage in slow.ticket.stages] == [0.0, 206.0, 14.0]
 
 
 @settings(max_examples=50, deadline=None)
