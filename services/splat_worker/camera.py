@@ -24,8 +24,8 @@ Matrix = npt.NDArray[np.float64]
 class Camera:
     """A validated pinhole camera; build it with `from_matrices` or `look_at`.
 
-    `rotation` (rows are the camera's axes in the world) and `translation` take world to camera. Focal lengths and centre
-    are in pixels of a `width` x `height` frame; pixel centres lie at +0.5.
+    `rotation` (rows are the camera's axes in the world) and `translation` take world to camera. Focal
+    lengths and centre are in pixels of a `width` x `height` frame; pixel centres lie at +0.5.
     """
 
     rotation: tuple[float, ...]  # [9] row major
@@ -66,7 +66,8 @@ class Camera:
 def from_matrices(viewmat: Vector, k: Vector, width: int, height: int) -> Camera:
     """Camera of a row-major world-to-camera matrix (16 values) and intrinsics (9 values, pixels).
 
-    Raises BadInput naming the field: not finite, not a rigid motion, focal lengths that are not positive, skew, sizes.
+    Raises BadInput naming the field: not finite, not a rigid motion, focal lengths that are not positive,
+    skew, sizes.
     """
     _check_size(width, height)
     view = _matrix("camera.viewmat", viewmat, 4)
@@ -90,7 +91,8 @@ def look_at(
 ) -> Camera:
     """Camera at `position` that looks at `target`; `field_of_view_deg` is vertical and pixels are square.
 
-    Raises BadInput naming the field when the pose is not finite or singular (target at the position, up along the view).
+    Raises BadInput naming the field when the pose is not finite or singular (target at the position, up
+    along the view).
     """
     _check_size(width, height)
     eye, goal, above = _point("position", position), _point("target", target), _point("up", up)
@@ -119,7 +121,9 @@ def _check_size(width: int, height: int) -> None:
         if not 1 <= side <= MAX_SIDE_PX:
             raise BadInput(f"options.{name}", f"{side} px; must be 1 to {MAX_SIDE_PX}")
     if width * height > MAX_PIXELS:
-        raise BadInput("options.width", f"{width} x {height} px; width times height must be at most {MAX_PIXELS}")
+        raise BadInput(
+            "options.width", f"{width} x {height} px; width times height must be at most {MAX_PIXELS}"
+        )
 
 
 def _matrix(field: str, values: Vector, side: int) -> Matrix:

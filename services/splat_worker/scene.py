@@ -40,7 +40,8 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene that is safe to render: finite, unit quaternions, contiguous float32 arrays that nobody writes to.
+    """A scene that is safe to render: finite, unit quaternions, contiguous float32 arrays that nobody
+    writes to.
 
     `scene_id` is the hash of the cleaned gaussians in the file's order; reordering keeps it.
     """
@@ -67,13 +68,25 @@ class Scene:
 
     def prefix(self, count: int) -> "Scene":
         """The first `count` gaussians, without copying."""
-        first = {name: getattr(self, name)[:count] for name in _ARRAY_NAMES}
-        return replace(self, **first)
+        return replace(
+            self,
+            means=self.means[:count],
+            quats=self.quats[:count],
+            scales=self.scales[:count],
+            opacities=self.opacities[:count],
+            sh=self.sh[:count],
+        )
 
     def permuted(self, order: npt.NDArray[np.int64]) -> "Scene":
         """The same gaussians in another order (`order` is a permutation), copied."""
-        moved = {name: _frozen(getattr(self, name)[order]) for name in _ARRAY_NAMES}
-        return replace(self, **moved)
+        return replace(
+            self,
+            means=_frozen(self.means[order]),
+            quats=_frozen(self.quats[order]),
+            scales=_frozen(self.scales[order]),
+            opacities=_frozen(self.opacities[order]),
+            sh=_frozen(self.sh[order]),
+        )
 
 
 _ARRAY_NAMES = ("means", "quats", "scales", "opacities", "sh")
@@ -86,11 +99,23 @@ def build_scene(raw: Gaussians) -> Scene:
     """
     _check_shapes(raw)
     keep = _drawable(raw)
-    kept = [np.asarray(array[keep], dtype=np.float32) for array in _arrays(raw)]
-    means, quats, scales, opacities, sh = kept
-    quats = quats / np.linalg.norm(quats, axis=1, keepdims=True)
-    arrays = [_frozen(array) for array in (means, quats, scales, opacities, sh)]
-    return Scene(*arrays, scene_id=_content_hash(arrays), dropped=int(len(keep) - keep.sum()))
+    quats = raw.quats[keep]
+    cleaned = Gaussians(
+        means=_frozen(raw.means[keep]),
+        quats=_frozen(quats / np.linalg.norm(quats, axis=1, keepdims=True)),
+        scales=_frozen(raw.scales[keep]),
+        opacities=_frozen(raw.opacities[keep]),
+        sh=_frozen(raw.sh[keep]),
+    )
+    return Scene(
+        means=cleaned.means,
+        quats=cleaned.quats,
+        scales=cleaned.scales,
+        opacities=cleaned.opacities,
+        sh=cleaned.sh,
+        scene_id=_content_hash(cleaned),
+        dropped=int(len(keep) - keep.sum()),
+    )
 
 
 def _arrays(gaussians: Gaussians | Scene) -> Iterator[FloatArray]:
@@ -111,7 +136,7 @@ def _check_shapes(raw: Gaussians) -> None:
 def _drawable(raw: Gaussians) -> npt.NDArray[np.bool_]:
     """Which gaussians are finite and within what float32 projection bears. Comparisons are false for NaN."""
     # One column at a time: an attacker's file must not cost several copies of itself.
-    keep = (raw.opacities >= 0) & (raw.opacities <= 1)
+    keep: npt.NDArray[np.bool_] = (raw.opacities >= 0) & (raw.opacities <= 1)
     for axis in range(3):
         keep &= np.abs(raw.means[:, axis]) <= MAX_COORDINATE
         keep &= (raw.scales[:, axis] >= 0) & (raw.scales[:, axis] <= MAX_SCALE)
@@ -119,7 +144,8 @@ def _drawable(raw: Gaussians) -> npt.NDArray[np.bool_]:
         keep &= (np.abs(raw.sh[:, coefficient]) <= MAX_SH).all(axis=1)
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(raw.quats, axis=1)
-    return keep & (norms >= MIN_QUAT_NORM) & (norms <= 1 / MIN_QUAT_NORM)
+    keep &= (norms >= MIN_QUAT_NORM) & (norms <= 1 / MIN_QUAT_NORM)
+    return keep
 
 
 def _frozen(array: FloatArray) -> FloatArray:
@@ -128,9 +154,9 @@ def _frozen(array: FloatArray) -> FloatArray:
     return contiguous
 
 
-def _content_hash(arrays: list[FloatArray]) -> str:
+def _content_hash(gaussians: Gaussians) -> str:
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in _arrays(gaussians):
         digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""A CPU rasteriser for 3D gaussians that follows gsplat's maths. The maths and the stages are in README.md."""
+"""A CPU rasteriser for 3D gaussians that follows gsplat's maths. The maths and the stages are in
+README.md."""
 
 from services.splat_worker.rasterizer.render import BLACK, Picture, Rasterizer
 

@@ -1,7 +1,8 @@
 """Binning: which gaussians touch which tile, each tile's list front to back.
 
-A stable counting sort by tile over gaussians that are already in depth order, so no tile has to sort. The depth order is cut
-into segments, one per thread; every segment counts its tiles, prefix sums give it its places, then it writes them.
+A stable counting sort by tile over gaussians that are already in depth order, so no tile has to sort. The
+depth order is cut into segments, one per thread; every segment counts its tiles, prefix sums give it its
+places, then it writes them.
 """
 
 import math
@@ -67,13 +68,19 @@ def _tile_span(record: FloatArray, tile_row: int) -> tuple[int, int]:
     """First and last tile of a row of tiles that the ellipse reaches; empty when first > last.
 
     The ellipse is A dx^2 + B dx dy + C dy^2 >= REACH. At dy it is centred on B dy / (-2A) with half width
-    sqrt(DISC dy^2 + 4 A REACH) / (-2A). Its rightmost point lies at dy = B sqrt(-REACH / (C DISC)), its leftmost at the mirror
-    image; both edges are concave in dy, so clamping that dy to the row gives the row's extent.
+    sqrt(DISC dy^2 + 4 A REACH) / (-2A). Its rightmost point lies at dy = B sqrt(-REACH / (C DISC)), its
+    leftmost at the mirror image; both edges are concave in dy, so clamping that dy to the row gives the
+    row's extent.
     """
     a, b, c, disc, reach = record[A], record[B], record[C], record[DISC], record[REACH]
     first, last = record[X0], record[X1]
     curvature = c * disc
-    if curvature > _TINY:
+    # A box of one row or one column of tiles has no corner that the ellipse could miss.
+    cornered = (
+        int(first) // TILE_PX < int(last) // TILE_PX
+        and int(record[Y0]) // TILE_PX < int(record[Y1]) // TILE_PX
+    )
+    if cornered and curvature > _TINY:
         low = max(record[Y0], _F(tile_row * TILE_PX)) + _HALF - record[Y]
         high = min(record[Y1], _F(tile_row * TILE_PX + TILE_PX - 1)) + _HALF - record[Y]
         extreme = b * math.sqrt(-reach / curvature)

@@ -1,8 +1,9 @@
 """Blending: every tile front to back, a row of sixteen pixels at a time.
 
-All state of a tile lives in one small buffer (transmittance, red, green, blue), addressed by unsigned indices so that the row
-loop compiles to vector code. A pixel that is done keeps its transmittance with the sign flipped: no further splat can then
-leave more than 1e-4 of it, which is the very test that stops it, so the row loop needs no branch.
+All state of a tile lives in one small buffer (transmittance, red, green, blue), addressed by unsigned
+indices so that the row loop compiles to vector code. A pixel that is done keeps its transmittance with the
+sign flipped: no further splat can then leave more than 1e-4 of it, which is the very test that stops it, so
+the row loop needs no branch.
 """
 
 import numpy as np
@@ -50,7 +51,8 @@ def blend_tiles(
 def heaviest_weights(
     records: FloatArray, lists: TileLists, width: int, height: int, threads: int
 ) -> FloatArray:
-    """Per record the largest share that it has in any pixel of this frame (alpha times transmittance), 0 if none."""
+    """Per record the largest share that it has in any pixel of this frame (alpha times transmittance), 0 if
+    none."""
     bounds = shares(lists, threads)
     found = np.zeros((threads, len(records)), dtype=np.float32)
     _weight_kernel(records, lists.entries, lists.starts, lists.tiles_across, bounds, width, height, found)
@@ -79,7 +81,10 @@ def _blend_row(tile: FloatArray, row: int, dx: float, dy: float, record: FloatAr
         whole = np.floor(clamped + _HALF)
         f = clamped - whole
         series = ((((_E5 * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _ONE
-        alpha = min(opacity * series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32), _MAX_ALPHA)
+        alpha = min(
+            opacity * series * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32),
+            _MAX_ALPHA,
+        )
         before = tile[at]
         after = before - before * alpha
         drawn = (power <= _ZERO) & (alpha >= _MIN_ALPHA)
@@ -106,7 +111,7 @@ def _is_done(tile: FloatArray) -> bool:
     most = -_ONE
     for pixel in range(_PIXELS):
         most = max(most, tile[pixel])
-    return most <= _ZERO
+    return bool(most <= _ZERO)
 
 
 @compiled(parallel=True)

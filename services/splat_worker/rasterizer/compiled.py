@@ -4,19 +4,22 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 import numba
+from numba.core import config
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # Workqueue, numba's last resort, aborts the process when two threads launch kernels at once.
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-# `contract` lets multiply-adds fuse. Nothing that assumes away NaN or infinity: degenerate projections rely on both.
+config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+# `contract` lets multiply-adds fuse. Nothing that assumes away NaN or infinity: degenerate projections rely
+# on both.
 _RELAXED = {"contract", "nsz", "arcp"}
 
 
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     """Compile a kernel: cached on disk (a cold start takes seconds), the GIL released while it runs.
 
-    The cache of a kernel does not notice edits to kernels of other files that it calls: keep those in one file.
+    The cache of a kernel does not notice edits to kernels of other files that it calls: keep those in one
+    file.
     """
 
     def decorate(function: Function) -> Function:
@@ -33,4 +36,4 @@ def use_threads(threads: int) -> None:
 
 def max_threads() -> int:
     """The most threads that a call may use; NUMBA_NUM_THREADS or the number of CPUs."""
-    return int(numba.config.NUMBA_NUM_THREADS)
+    return int(config.NUMBA_NUM_THREADS)

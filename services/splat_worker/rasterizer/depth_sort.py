@@ -15,8 +15,8 @@ Slots = npt.NDArray[np.int32]
 def depth_order(keys: Keys, slots: Slots, spare_keys: Keys, spare_slots: Slots) -> Slots:
     """`slots` in rising order of `keys`; equal keys keep their order.
 
-    Depths are positive, so their float32 bits sort as unsigned integers. All four arrays [visible] are overwritten; the
-    result is one of them.
+    Depths are positive, so their float32 bits sort as unsigned integers. All four arrays [visible] are
+    overwritten; the result is one of them.
     """
     for digit in range(3):
         if _radix_pass(keys, slots, spare_keys, spare_slots, digit * _BITS):

@@ -1,7 +1,8 @@
 """Projection: gaussians to ellipses on the frame, and the colour of those that can be seen.
 
-Follows gsplat's `fully_fused_projection` and `spherical_harmonics` (see README.md). Work is split into chunks of gaussians;
-a survivor's record goes to its chunk's part of the record buffer, so that chunks need not wait for one another.
+Follows gsplat's `fully_fused_projection` and `spherical_harmonics` (see README.md). Work is split into
+chunks of gaussians; a survivor's record goes to its chunk's part of the record buffer, so that chunks need
+not wait for one another.
 """
 
 import math
@@ -37,7 +38,8 @@ _MARGIN_PX = _F(0.01)  # the box is worth rounding outwards by: far under a pixe
 
 @dataclass(frozen=True)
 class Projection:
-    """What can be seen: records [gaussians, RECORD] with gaps, and per survivor (in scene order) where its record is."""
+    """What can be seen: records [gaussians, RECORD] with gaps, and per survivor (in scene order) where its
+    record is."""
 
     records: FloatArray
     depth_keys: npt.NDArray[np.uint32]  # [visible] depth as sortable bits
@@ -51,7 +53,8 @@ class Projection:
 
 
 def camera_constants(camera: Camera) -> FloatArray:
-    """What the kernel needs of a camera: [rotation 9, translation 3, position 3, fx, fy, cx, cy, limits 4]."""
+    """What the kernel needs of a camera: [rotation 9, translation 3, position 3, fx, fy, cx, cy, limits
+    4]."""
     rotation = np.reshape(camera.rotation, (3, 3))
     position = -rotation.T @ np.array(camera.translation)
     # gsplat clamps the direction inside the Jacobian (only) to the frame and 30 % of its half width beyond.
@@ -246,7 +249,7 @@ def _project_kernel(
             record[DISC] = -scale * _LOG2_E
 
             dx, dy, dz = mx - eye_x, my - eye_y, mz - eye_z
-            unit = _ONE / max(math.sqrt(dx * dx + dy * dy + dz * dz), _F(1e-12))
+            unit = _ONE / math.sqrt(max(dx * dx + dy * dy + dz * dz, _F(1e-24)))
             _sh_basis(degree, dx * unit, dy * unit, dz * unit, basis)
             red, green, blue = _HALF, _HALF, _HALF
             for k in range(coefficients):

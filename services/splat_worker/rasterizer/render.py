@@ -1,4 +1,5 @@
-"""The frame pipeline: project, bin, blend, each with its time, and room to change one's mind after binning."""
+"""The frame pipeline: project, bin, blend, each with its time, and room to change one's mind after
+binning."""
 
 import time
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ class Picture:
 class Rasterizer:
     """Renders on the CPU with gsplat's maths (classic mode) on `threads` threads.
 
-    Keeps its working memory between frames, so one instance serves one caller at a time; instances are independent.
+    Keeps its working memory between frames, so one instance serves one caller at a time; instances are
+    independent.
     """
 
     def __init__(self, threads: int) -> None:
@@ -53,13 +55,16 @@ class Rasterizer:
         return replace(projection, ms=_ms_since(start))
 
     def bin(self, projection: Projection, camera: Camera) -> TileLists:
-        """Second stage: depth order and tile lists; its `pairs` foretell what blending costs. Consumes the projection's
-        keys. Raises BadInput when the view is too complex."""
+        """Second stage: depth order and tile lists; its `pairs` foretell what blending costs. Consumes the
+        projection's keys. Raises BadInput when the view is too complex."""
         start = time.perf_counter()
         use_threads(self.threads)
         visible = projection.visible
         order = depth_order(
-            projection.depth_keys, projection.slots, self._buffers.keys[:visible], self._buffers.spare_slots[:visible]
+            projection.depth_keys,
+            projection.slots,
+            self._buffers.keys[:visible],
+            self._buffers.spare_slots[:visible],
         )
         lists = bin_tiles(projection.records, order, camera.width, camera.height, self.threads)
         return replace(lists, ms=_ms_since(start))
@@ -93,7 +98,8 @@ class Rasterizer:
         return self.blend(projection, self.bin(projection, camera), camera, background)
 
     def heaviest_weights(self, scene: Scene, camera: Camera) -> FloatArray:
-        """Per gaussian of the scene [gaussians] its largest share in any pixel of this view; 0 when it is not seen."""
+        """Per gaussian of the scene [gaussians] its largest share in any pixel of this view; 0 when it is
+        not seen."""
         projection = self.project(scene, camera, sh_degree=0)
         # Binning overwrites the projection's slots; which record is whose does not change.
         slots = projection.slots.copy()

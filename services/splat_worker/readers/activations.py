@@ -8,7 +8,8 @@ from services.splat_worker.scene import FloatArray, Gaussians
 def activate(
     means: FloatArray, quats: FloatArray, log_scales: FloatArray, logits: FloatArray, sh: FloatArray
 ) -> Gaussians:
-    """exp(scale) and sigmoid(opacity); what overflows becomes infinite and is dropped by the scene's checks."""
+    """exp(scale) and sigmoid(opacity); what overflows becomes infinite and is dropped by the scene's
+    checks."""
     with np.errstate(over="ignore", invalid="ignore"):
         scales = np.exp(log_scales, dtype=np.float32)
         opacities = (1 / (1 + np.exp(-logits))).astype(np.float32)

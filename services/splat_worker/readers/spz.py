@@ -1,6 +1,7 @@
 """Gaussians in SPZ: versions 1 to 3 (gzip) and 4 (zstd), decoded by gsply after the container was checked.
 
-Coordinates stay as the file has them (SPZ's own frame is right, up, back); cameras are given in the same frame.
+Coordinates stay as the file has them (SPZ's own frame is right, up, back); cameras are given in the same
+frame.
 """
 
 import struct
@@ -60,7 +61,8 @@ def _check_header(head: bytes, versions: tuple[int, ...], limits: SceneLimits) -
 
 
 def _check_gzip(data: bytes, limits: SceneLimits) -> None:
-    """Inflate piece by piece, keeping nothing, to prove that the payload has the size that its header claims."""
+    """Inflate piece by piece, keeping nothing, to prove that the payload has the size that its header
+    claims."""
     inflater = zlib.decompressobj(wbits=31)
     head, total, feed, most = b"", 0, data, _HEADER_BYTES[3]
     while feed and not inflater.eof:
@@ -81,7 +83,9 @@ def _check_gzip(data: bytes, limits: SceneLimits) -> None:
         raise BadInput("file", f"{len(inflater.unused_data)} bytes after the gzip stream")
     version, section_bytes = _check_header(head, (1, 2, 3), limits)
     if total < _HEADER_BYTES[version] + section_bytes:
-        raise BadInput("payload", f"{total} bytes; the header claims {_HEADER_BYTES[version] + section_bytes}")
+        raise BadInput(
+            "payload", f"{total} bytes; the header claims {_HEADER_BYTES[version] + section_bytes}"
+        )
 
 
 def _check_v4(data: bytes, limits: SceneLimits) -> None:
@@ -92,7 +96,9 @@ def _check_v4(data: bytes, limits: SceneLimits) -> None:
     streams, toc = data[15], int.from_bytes(data[16:20], "little")
     start = toc + 16 * streams
     if toc < _HEADER_BYTES[4] or start > len(data):
-        raise BadInput("header.toc_byte_offset", f"{toc} at offset 16: the table leaves the file of {len(data)} bytes")
+        raise BadInput(
+            "header.toc_byte_offset", f"{toc} at offset 16: the table leaves the file of {len(data)} bytes"
+        )
     packed = unpacked = 0
     for stream in range(streams):
         sizes = struct.unpack_from("<QQ", data, toc + 16 * stream)

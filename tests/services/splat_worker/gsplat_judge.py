@@ -1,7 +1,8 @@
 """gsplat's own torch path as the judge of our pixels.
 
-gsplat 1.5.3 projects, shades and composites in plain torch (`gsplat.rendering._rasterization`), but asks CUDA for the tile
-lists, for which gaussian reaches which pixel, and for nerfacc's scans. Those few are given here in torch, slow and plain.
+gsplat 1.5.3 projects, shades and composites in plain torch (`gsplat.rendering._rasterization`), but asks
+CUDA for the tile lists, for which gaussian reaches which pixel, and for nerfacc's scans. Those few are
+given here in torch, slow and plain.
 """
 
 import contextlib
@@ -21,9 +22,13 @@ MIN_ALPHA, MIN_TRANSMITTANCE = 1 / 255, 1e-4
 
 
 def judge(
-    scene: Scene, camera: Camera, background: tuple[float, float, float] = (0, 0, 0), sh_degree: int | None = None
+    scene: Scene,
+    camera: Camera,
+    background: tuple[float, float, float] = (0, 0, 0),
+    sh_degree: int | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """RGB [height, width, 3] and alpha [height, width] as gsplat has them, in float64: its maths, not its rounding."""
+    """RGB [height, width, 3] and alpha [height, width] as gsplat has them, in float64: its maths, not its
+    rounding."""
     import gsplat.rendering
 
     arrays = (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh)
@@ -67,7 +72,8 @@ def _without_cuda() -> Iterator[None]:
 def _isect_tiles(
     means2d: Tensor, radii: Tensor, depths: Tensor, tile: int, across: int, down: int, **_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_torch_impl._isect_tiles` for one image, without its Python double loop; the sort is stable, as CUDA's is."""
+    """`_torch_impl._isect_tiles` for one image, without its Python double loop; the sort is stable, as
+    CUDA's is."""
     means2d, radii, depths = means2d[0], radii[0], depths[0]
     limit = torch.tensor([across, down])
     first = torch.floor((means2d - radii) / tile).clamp(torch.zeros(2), limit).long()
@@ -87,7 +93,8 @@ def _reached(
     start: int, end: int, transmittances: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor,
     width: int, height: int, tile: int, offsets: Tensor, flatten_ids: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gaussians that reach each pixel, as the CUDA kernel decides it: front to back until 1e-4 would be left."""
+    """Gaussians that reach each pixel, as the CUDA kernel decides it: front to back until 1e-4 would be
+    left."""
     bounds = torch.cat([offsets.flatten(), torch.tensor([len(flatten_ids)])]).tolist()
     found_gaussians, found_pixels = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
     across = offsets.shape[-1]
@@ -99,7 +106,9 @@ def _reached(
         ids = flatten_ids[low:high].long()
         top, left = index // across * tile, index % across * tile
         rows, columns = torch.meshgrid(
-            torch.arange(top, min(top + tile, height)), torch.arange(left, min(left + tile, width)), indexing="ij"
+            torch.arange(top, min(top + tile, height)),
+            torch.arange(left, min(left + tile, width)),
+            indexing="ij",
         )
         rows, columns = rows.flatten(), columns.flatten()
         dx = columns[:, None] + 0.5 - means2d[0, ids, 0]
