@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 
 MAX_SIDE_PX = 4096
 MAX_PIXELS = 8_294_400
@@ -86,9 +86,7 @@ def from_matrices(viewmat: Vector, k: Vector, width: int, height: int) -> Camera
     )
 
 
-def look_at(
-    position: Vector, target: Vector, up: Vector, field_of_view_deg: float, width: int, height: int
-) -> Camera:
+def look_at(position: Vector, target: Vector, up: Vector, field_of_view_deg: float, width: int, height: int) -> Camera:
     """Camera at `position` that looks at `target`; `field_of_view_deg` is vertical and pixels are square.
 
     Raises BadInput naming the field when the pose is not finite or singular (target at the position, up
@@ -121,9 +119,7 @@ def _check_size(width: int, height: int) -> None:
         if not 1 <= side <= MAX_SIDE_PX:
             raise BadInput(f"options.{name}", f"{side} px; must be 1 to {MAX_SIDE_PX}")
     if width * height > MAX_PIXELS:
-        raise BadInput(
-            "options.width", f"{width} x {height} px; width times height must be at most {MAX_PIXELS}"
-        )
+        raise BadInput("options.width", f"{width} x {height} px; width times height must be at most {MAX_PIXELS}")
 
 
 def _matrix(field: str, values: Vector, side: int) -> Matrix:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 from services.splat_worker.rasterizer.compiled import compiled
 from services.splat_worker.rasterizer.project import DISC, REACH, X0, X1, Y0, Y1, A, B, C, X, Y
 from services.splat_worker.scene import FloatArray
@@ -41,9 +41,7 @@ class TileLists:
         return int(self.starts[-1])
 
 
-def bin_tiles(
-    records: FloatArray, order: npt.NDArray[np.int32], width: int, height: int, threads: int
-) -> TileLists:
+def bin_tiles(records: FloatArray, order: npt.NDArray[np.int32], width: int, height: int, threads: int) -> TileLists:
     """Tile lists of the records in `order` (front to back); `ms` is left to the caller's clock.
 
     Raises BadInput when the frame has more than MAX_PAIRS pairs of gaussian and tile.
@@ -54,9 +52,7 @@ def bin_tiles(
     per_tile = counts.sum(axis=0)
     starts = np.concatenate([[0], np.cumsum(per_tile)])
     if starts[-1] > MAX_PAIRS:
-        raise BadInput(
-            "camera", f"this view pairs gaussians with tiles {starts[-1]} times; the limit is {MAX_PAIRS}"
-        )
+        raise BadInput("camera", f"this view pairs gaussians with tiles {starts[-1]} times; the limit is {MAX_PAIRS}")
     places = np.cumsum(counts, axis=0) - counts + starts[:-1]
     entries = np.empty(int(starts[-1]), dtype=np.int32)
     _scatter_kernel(records, order, across, places, entries)
@@ -76,10 +72,7 @@ def _tile_span(record: FloatArray, tile_row: int) -> tuple[int, int]:
     first, last = record[X0], record[X1]
     curvature = c * disc
     # A box of one row or one column of tiles has no corner that the ellipse could miss.
-    cornered = (
-        int(first) // TILE_PX < int(last) // TILE_PX
-        and int(record[Y0]) // TILE_PX < int(record[Y1]) // TILE_PX
-    )
+    cornered = int(first) // TILE_PX < int(last) // TILE_PX and int(record[Y0]) // TILE_PX < int(record[Y1]) // TILE_PX
     if cornered and curvature > _TINY:
         low = max(record[Y0], _F(tile_row * TILE_PX)) + _HALF - record[Y]
         high = min(record[Y1], _F(tile_row * TILE_PX + TILE_PX - 1)) + _HALF - record[Y]

@@ -48,9 +48,7 @@ def blend_tiles(
     return rgb, alpha
 
 
-def heaviest_weights(
-    records: FloatArray, lists: TileLists, width: int, height: int, threads: int
-) -> FloatArray:
+def heaviest_weights(records: FloatArray, lists: TileLists, width: int, height: int, threads: int) -> FloatArray:
     """Per record the largest share that it has in any pixel of this frame (alpha times transmittance), 0 if
     none."""
     bounds = shares(lists, threads)

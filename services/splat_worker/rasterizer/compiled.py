@@ -9,7 +9,7 @@ from numba.core import config
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # Workqueue, numba's last resort, aborts the process when two threads launch kernels at once.
-config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+vars(config)["THREADING_LAYER_PRIORITY"] = ["omp", "tbb", "workqueue"]
 # `contract` lets multiply-adds fuse. Nothing that assumes away NaN or infinity: degenerate projections rely
 # on both.
 _RELAXED = {"contract", "nsz", "arcp"}
@@ -36,4 +36,4 @@ def use_threads(threads: int) -> None:
 
 def max_threads() -> int:
     """The most threads that a call may use; NUMBA_NUM_THREADS or the number of CPUs."""
-    return int(config.NUMBA_NUM_THREADS)
+    return int(vars(config)["NUMBA_NUM_THREADS"])

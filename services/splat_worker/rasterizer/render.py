@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 from services.splat_worker.camera import Camera
 from services.splat_worker.rasterizer.binning import TileLists, bin_tiles
 from services.splat_worker.rasterizer.blend import blend_tiles, heaviest_weights
@@ -79,12 +79,8 @@ class Rasterizer:
         """Last stage: pixels."""
         start = time.perf_counter()
         use_threads(self.threads)
-        rgb, alpha = blend_tiles(
-            projection.records, lists, camera.width, camera.height, background, self.threads
-        )
-        return Picture(
-            rgb, alpha, projection.visible, lists.pairs, projection.ms, lists.ms, blend_ms=_ms_since(start)
-        )
+        rgb, alpha = blend_tiles(projection.records, lists, camera.width, camera.height, background, self.threads)
+        return Picture(rgb, alpha, projection.visible, lists.pairs, projection.ms, lists.ms, blend_ms=_ms_since(start))
 
     def render(
         self,

@@ -6,7 +6,7 @@ parsed.
 
 from pathlib import Path
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 from services.splat_worker.readers.ply import read_ply
 from services.splat_worker.readers.spz import read_spz
 from services.splat_worker.scene import Scene, SceneLimits, build_scene
@@ -29,7 +29,5 @@ def read_scene(path: Path, limits: SceneLimits) -> Scene:
         raise BadInput("file", f"suffix '{path.suffix}' is not one of {', '.join(SUFFIXES)}")
     scene = build_scene(reader(path, limits))
     if scene.count == 0:
-        raise BadInput(
-            "vertex", f"no gaussian can be drawn; {scene.dropped} were dropped as not finite or degenerate"
-        )
+        raise BadInput("vertex", f"no gaussian can be drawn; {scene.dropped} were dropped as not finite or degenerate")
     return scene

@@ -7,7 +7,7 @@ import gsply
 import numpy as np
 import numpy.typing as npt
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 from services.splat_worker.readers.activations import activate
 from services.splat_worker.readers.ply_header import Element, parse_header, rows
 from services.splat_worker.scene import FloatArray, Gaussians, SceneLimits
@@ -68,9 +68,7 @@ def _columns(table: npt.NDArray[np.void], element: Element, names: list[str]) ->
     out = np.empty((element.count, len(names)), dtype=np.float32)
     for column, name in enumerate(names):
         if name not in element.fields:
-            raise BadInput(
-                f"property {name}", f"missing from element {element.name} at offset {element.offset}"
-            )
+            raise BadInput(f"property {name}", f"missing from element {element.name} at offset {element.offset}")
         out[:, column] = table[name]
     return out
 
@@ -86,23 +84,17 @@ def _check_compressed(elements: dict[str, Element]) -> None:
         )
     order = [name for name in elements if name in ("chunk", "vertex", "sh")]
     if order != list(elements) or order[:2] != ["chunk", "vertex"]:
-        raise BadInput(
-            "header", f"elements {list(elements)}; must be chunk, vertex and perhaps sh, in this order"
-        )
+        raise BadInput("header", f"elements {list(elements)}; must be chunk, vertex and perhaps sh, in this order")
     if "sh" in elements:
         sh = elements["sh"]
         if sh.count != vertex.count or len(sh.fields) not in _REST_COUNTS[1:]:
-            raise BadInput(
-                "element sh", f"{sh.count} rows of {len(sh.fields)}; must be {vertex.count} of 9, 24 or 45"
-            )
+            raise BadInput("element sh", f"{sh.count} rows of {len(sh.fields)}; must be {vertex.count} of 9, 24 or 45")
         _check_layout(sh, tuple(f"f_rest_{i}" for i in range(len(sh.fields))), "u1")
 
 
 def _check_layout(element: Element, names: tuple[str, ...], kind: str) -> None:
     if element.row != np.dtype([(name, kind) for name in names]):
-        raise BadInput(
-            f"element {element.name}", f"must have the properties {', '.join(names)} of type {kind}"
-        )
+        raise BadInput(f"element {element.name}", f"must have the properties {', '.join(names)} of type {kind}")
 
 
 def _decode_compressed(data: bytes) -> Gaussians:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PROPERTIES = 512
@@ -45,9 +45,7 @@ def parse_header(data: bytes | memoryview, file_bytes: int, max_rows: int) -> di
     head = bytes(data[:MAX_HEADER_BYTES])
     end = head.find(END)
     if not head.startswith(b"ply\n") or end < 0:
-        raise BadInput(
-            "header", f"no 'ply' line or no 'end_header' line within the first {MAX_HEADER_BYTES} bytes"
-        )
+        raise BadInput("header", f"no 'ply' line or no 'end_header' line within the first {MAX_HEADER_BYTES} bytes")
     try:
         lines = head[:end].decode("ascii").split("\n")[1:-1]
     except UnicodeDecodeError as error:
@@ -89,9 +87,7 @@ def _place(
     for name, count, properties in declared:
         names = [property_name for property_name, _ in properties]
         if name in elements or len(set(names)) != len(names) or not 1 <= len(names) <= MAX_PROPERTIES:
-            raise BadInput(
-                f"element {name}", f"named twice, or properties not unique or not 1 to {MAX_PROPERTIES}"
-            )
+            raise BadInput(f"element {name}", f"named twice, or properties not unique or not 1 to {MAX_PROPERTIES}")
         if count > max_rows:
             raise BadInput(f"element {name}", f"count {count}; the limit is {max_rows}")
         element = Element(name, count, np.dtype(properties), offset)

@@ -11,7 +11,7 @@ from pathlib import Path
 import gsply
 import numpy as np
 
-from services.splat_worker.bad_input import BadInput
+from headway.errors import BadInput
 from services.splat_worker.readers.activations import activate
 from services.splat_worker.scene import Gaussians, SceneLimits
 
@@ -83,9 +83,7 @@ def _check_gzip(data: bytes, limits: SceneLimits) -> None:
         raise BadInput("file", f"{len(inflater.unused_data)} bytes after the gzip stream")
     version, section_bytes = _check_header(head, (1, 2, 3), limits)
     if total < _HEADER_BYTES[version] + section_bytes:
-        raise BadInput(
-            "payload", f"{total} bytes; the header claims {_HEADER_BYTES[version] + section_bytes}"
-        )
+        raise BadInput("payload", f"{total} bytes; the header claims {_HEADER_BYTES[version] + section_bytes}")
 
 
 def _check_v4(data: bytes, limits: SceneLimits) -> None:
@@ -96,9 +94,7 @@ def _check_v4(data: bytes, limits: SceneLimits) -> None:
     streams, toc = data[15], int.from_bytes(data[16:20], "little")
     start = toc + 16 * streams
     if toc < _HEADER_BYTES[4] or start > len(data):
-        raise BadInput(
-            "header.toc_byte_offset", f"{toc} at offset 16: the table leaves the file of {len(data)} bytes"
-        )
+        raise BadInput("header.toc_byte_offset", f"{toc} at offset 16: the table leaves the file of {len(data)} bytes")
     packed = unpacked = 0
     for stream in range(streams):
         sizes = struct.unpack_from("<QQ", data, toc + 16 * stream)
