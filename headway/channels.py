@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 
-from headway.config import Tls
 from headway.deadline import Budget
 from headway.telemetry import Metadata, inject
 
@@ -36,14 +35,12 @@ class Credentials:
 OPEN = Credentials()
 
 
-def read_credentials(tls: Tls) -> Credentials:
-    """Reads the files that a configuration names. Raises OSError when one cannot be read."""
-    return Credentials(
-        ca=_read(tls.ca),
-        cert=_read(tls.cert),
-        key=_read(tls.key),
-        api_key=None if tls.api_key_file is None else tls.api_key_file.read_text().strip(),
-    )
+def read_credentials(
+    *, ca: Path | None = None, cert: Path | None = None, key: Path | None = None, api_key: Path | None = None
+) -> Credentials:
+    """Reads the files that settings name. Raises OSError when one cannot be read."""
+    shown = None if api_key is None else api_key.read_text().strip()
+    return Credentials(ca=_read(ca), cert=_read(cert), key=_read(key), api_key=shown)
 
 
 def _read(path: Path | None) -> bytes | None:
@@ -82,7 +79,9 @@ def open_channel(
     return grpc.aio.insecure_channel(address, options=options)
 
 
-def open_sync_channel(address: str, credentials: Credentials = OPEN, *, max_message_bytes: int = 16 << 20) -> grpc.Channel:
+def open_sync_channel(
+    address: str, credentials: Credentials = OPEN, *, max_message_bytes: int = 16 << 20
+) -> grpc.Channel:
     """A channel for blocking calls; connects when first used."""
     options = _client_options(max_message_bytes)
     if credentials.tls:

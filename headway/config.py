@@ -106,15 +106,11 @@ class ServiceConfig(BaseModel):
         10.0, "how long calls in flight may finish after SIGTERM",
         group="Serving", unit="SECONDS", ge=0, le=600, allow_inf_nan=False,
     )  # fmt: skip
-    max_message_mib: int = setting(
-        16, "largest message taken or sent", group="Serving", unit="MIB", ge=1, le=512
-    )
+    max_message_mib: int = setting(16, "largest message taken or sent", group="Serving", unit="MIB", ge=1, le=512)
     max_concurrent_rpcs: int = setting(
         1024, "calls served at once; more are refused", group="Serving", unit="N", ge=1, le=100_000
     )
-    max_metadata_kib: int = setting(
-        16, "most metadata a call may bring", group="Serving", unit="KIB", ge=4, le=64
-    )
+    max_metadata_kib: int = setting(16, "most metadata a call may bring", group="Serving", unit="KIB", ge=4, le=64)
 
     tls_cert: Annotated[FilePath | None, OrOff] = setting(
         None, "certificate chain (PEM); turns TLS on, with --tls-key", group="Security", unit="FILE"
@@ -159,6 +155,30 @@ class ServiceConfig(BaseModel):
         return self
 
 
+class WorkerConfig(ServiceConfig):
+    """One worker of a Headway mesh."""
+
+    default_target_s: float = setting(
+        30.0, "when an answer is wanted by a caller who does not say; its deadline if that is earlier",
+        group="Quality", unit="SECONDS", gt=0, le=3600, allow_inf_nan=False,
+    )  # fmt: skip
+    rung_quantile: float = setting(
+        0.9, "rungs are chosen so that this share comes by its target", group="Quality", unit="SHARE", gt=0, lt=1
+    )
+    admission_quantile: float = setting(
+        0.999, "work is admitted when this share comes by its deadline", group="Quality", unit="SHARE", gt=0, lt=1
+    )
+    threads: Annotated[int | None, OrOff] = setting(
+        None, "threads that a step uses; off: as many as there are cores", group="Device", unit="N", ge=1, le=1024
+    )
+    device_id: Annotated[str | None, OrOff] = setting(
+        None, "name that all workers on one device share; off: made from the host", group="Device", unit="NAME"
+    )
+    cache_dir: Annotated[Path | None, OrOff] = setting(
+        None, "where calibrations are kept between starts; off: the user's cache folder", group="Device", unit="DIR"
+    )
+
+
 @dataclass(frozen=True)
 class _Given:
     """A value and where it came from, in words for an error."""
@@ -167,9 +187,7 @@ class _Given:
     source: str
 
 
-def load(
-    model: type[Model], argv: Sequence[str], *, prog: str, env: Mapping[str, str] | None = None
-) -> Model:
+def load(model: type[Model], argv: Sequence[str], *, prog: str, env: Mapping[str, str] | None = None) -> Model:
     """Settings for the service `prog` from `argv` (without the program's name), `env` and a YAML file.
 
     Prints and exits with code 2 on a mistake (see `read`), with code 0 after `--help`.
@@ -203,9 +221,7 @@ def _from_env(model: type[BaseModel], env: Mapping[str, str]) -> dict[str, _Give
 def _from_flags(model: type[BaseModel], argv: Sequence[str], prog: str) -> dict[str, _Given]:
     parsed, rest = _parser(model, prog).parse_known_args(list(argv))
     if rest:
-        raise ConfigError(
-            [_unknown(rest[0].split("=")[0], [_flag(name) for name in model.model_fields], "flag")]
-        )
+        raise ConfigError([_unknown(rest[0].split("=")[0], [_flag(name) for name in model.model_fields], "flag")])
     return {name: _Given(value, f"flag {_flag(name)}") for name, value in vars(parsed).items()}
 
 
@@ -224,8 +240,7 @@ def _from_file(model: type[BaseModel], path: _Given) -> dict[str, _Given]:
 
 def _explain(error: ValidationError, given: Mapping[str, _Given]) -> list[str]:
     return [
-        _line(str(item["loc"][0]) if item["loc"] else None, item, given)
-        for item in error.errors(include_url=False)
+        _line(str(item["loc"][0]) if item["loc"] else None, item, given) for item in error.errors(include_url=False)
     ]
 
 
@@ -241,9 +256,7 @@ def _line(field: str | None, item: Mapping[str, Any], given: Mapping[str, _Given
 
 def _unknown(word: str, known: Sequence[str], what: str) -> str:
     close = difflib.get_close_matches(word.replace("_", "-" if what == "flag" else "_"), known, n=1)
-    return f"unknown {what} {word!r}" + (
-        f"; did you mean {close[0]!r}?" if close else "; --help lists them all"
-    )
+    return f"unknown {what} {word!r}" + (f"; did you mean {close[0]!r}?" if close else "; --help lists them all")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -281,15 +294,10 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo, extra
 def _limits(field: FieldInfo) -> str:
     signs = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     bounds = [
-        f"{word} {getattr(m, sign):g}"
-        for m in field.metadata
-        for sign, word in signs.items()
-        if hasattr(m, sign)
+        f"{word} {getattr(m, sign):g}" for m in field.metadata for sign, word in signs.items() if hasattr(m, sign)
     ]
     choices = (
-        getattr(field.annotation, "__args__", ())
-        if getattr(field.annotation, "__origin__", None) is Literal
-        else ()
+        getattr(field.annotation, "__args__", ()) if getattr(field.annotation, "__origin__", None) is Literal else ()
     )
     return "".join(f"{part}; " for part in [*bounds, " | ".join(choices)] if part)
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -86,19 +86,6 @@ class Device(Protocol):
     def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
 
     def others(self) -> tuple[tuple[float, float], ...]: ...
-
-
-class WholeDevice:
-    """The device of a worker that shares it with nobody."""
-
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
-        """Nobody to tell."""
-
-    def others(self) -> tuple[tuple[float, float], ...]:
-        return ()
 
 
 class Observer(Protocol):

@@ -26,7 +26,17 @@ from headway.channels import channel_options
 from headway.config import ServiceConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
-from headway.telemetry import Metrics, MetricsEndpoint, Outcome, Span, Tracing, extract, outcome_of, start, watch_loop_lag
+from headway.telemetry import (
+    Metrics,
+    MetricsEndpoint,
+    Outcome,
+    Span,
+    Tracing,
+    extract,
+    outcome_of,
+    start,
+    watch_loop_lag,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +80,7 @@ class Service:
 Build = Callable[[Service], Awaitable[Served]]
 
 
-class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc-stubs leave it untyped
+class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Around every call of ours: identity, the limit on calls in flight, the trace, the error table, the outcome."""
 
     def __init__(self, service: Service, authenticator: Authenticator, max_concurrent: int, span: Span) -> None:
@@ -80,16 +90,20 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc-stubs
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         handler: Any = await continuation(details)
         if handler is None or not details.method.startswith(_OURS):
             return handler
         kind = _kind_of(details.method)
-        make = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-        behaviour = self._streaming(handler, details.method, kind) if handler.response_streaming else self._unary(
-            handler, details.method, kind
+        make = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        behaviour = (
+            self._streaming(handler, details.method, kind)
+            if handler.response_streaming
+            else self._unary(handler, details.method, kind)
         )
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
@@ -102,9 +116,10 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc-stubs
 
     def _streaming(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._call(context, method, kind), contextlib.aclosing(
-                handler.unary_stream(request, context)
-            ) as messages:
+            async with (
+                self._call(context, method, kind),
+                contextlib.aclosing(handler.unary_stream(request, context)) as messages,
+            ):
                 async for message in messages:
                     yield message
 
@@ -198,8 +213,8 @@ async def serve(
         for registration in served.registrations:
             registration.add(server)
         await server.start()
-        for registration in ("", *(item.name for item in served.registrations)):
-            await health_servicer.set(registration, health_pb2.HealthCheckResponse.SERVING)
+        for service_name in ("", *(item.name for item in served.registrations)):
+            await health_servicer.set(service_name, health_pb2.HealthCheckResponse.SERVING)
         log.info("%s %s serves on %s", name, __version__, _shown_address(config.listen, port))
         ready(port)
         await _until_stopped()
@@ -215,7 +230,9 @@ def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> 
         try:
             endpoint = MetricsEndpoint(metrics, host.strip("[]"), config.metrics_port)
         except OSError as error:
-            raise StartError(f"metrics_port: cannot listen on {host}:{config.metrics_port}: {error.strerror}") from error
+            raise StartError(
+                f"metrics_port: cannot listen on {host}:{config.metrics_port}: {error.strerror}"
+            ) from error
         closing.callback(endpoint.close)
         log.info("metrics on http://%s:%d/metrics", host, endpoint.port)
     lag = asyncio.create_task(watch_loop_lag(metrics))
@@ -253,10 +270,10 @@ def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
         raise StartError(f"tls: cannot read {error.filename}: {error.strerror}") from error
 
 
-def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]) -> health.aio.HealthServicer:
-    health_servicer = health.aio.HealthServicer()
+def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]) -> Any:
+    health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    channelz.add_channelz_servicer(server)
+    channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
     names = [item.name for item in registrations]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return health_servicer
@@ -275,7 +292,11 @@ async def _until_stopped() -> None:
 
 
 async def _drain(
-    server: grpc.aio.Server, guard: CallGuard, health_servicer: health.aio.HealthServicer, served: Served, drain_s: float
+    server: grpc.aio.Server,
+    guard: CallGuard,
+    health_servicer: Any,
+    served: Served,
+    drain_s: float,
 ) -> None:
     log.info("draining: %d calls in flight, at most %.1f s", guard.in_flight, drain_s)
     await health_servicer.enter_graceful_shutdown()

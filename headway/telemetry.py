@@ -25,6 +25,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from headway.errors import HeadwayError, Refused
+from headway.v1 import errors_pb2
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _WAITS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -44,6 +47,23 @@ class Outcome(StrEnum):
     SHED = "shed"  # refused before work because of load
     FAILED = "failed"  # our fault
     BAD_INPUT = "bad_input"  # the caller's fault
+
+
+def outcome_of(error: HeadwayError) -> Outcome:
+    """How a request that ended in `error` is counted."""
+    by_reason = {
+        errors_pb2.ERROR_REASON_EXPIRED: Outcome.EXPIRED,
+        errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL: Outcome.TOO_SMALL,
+        errors_pb2.ERROR_REASON_CANCELLED: Outcome.CANCELLED,
+        errors_pb2.ERROR_REASON_FAILED: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_WORKER_LOST: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_SHED: Outcome.SHED,
+        errors_pb2.ERROR_REASON_TOO_MANY_CALLS: Outcome.SHED,
+        errors_pb2.ERROR_REASON_NO_WORKER: Outcome.SHED,
+        errors_pb2.ERROR_REASON_DRAINING: Outcome.SHED,
+    }
+    return by_reason.get(error.reason, Outcome.BAD_INPUT)
 
 
 class CacheResult(StrEnum):
@@ -150,9 +170,7 @@ class Metrics:
         self.slack = self._histogram(
             "slack_seconds", "Time left until the deadline at the answer; negative: late.", _SIGNED_S, "kind"
         )
-        self.first_token = self._histogram(
-            "first_token_seconds", "From arrival to the first token.", _SPANS_S
-        )
+        self.first_token = self._histogram("first_token_seconds", "From arrival to the first token.", _SPANS_S)
         self.inter_token = self._histogram("inter_token_seconds", "From one token to the next.", _WAITS_S)
         self.finish_error = self._histogram(
             "finish_error_seconds", "Actual less predicted finish at admission.", _SIGNED_S, "kind"
@@ -162,12 +180,8 @@ class Metrics:
         self.step = self._histogram("step_seconds", "Device time of one step.", _SPANS_S, "kind")
         self.occupancy = self._gauge("engine_occupancy_ratio", "Share of the batch slots in use.", "kind")
         self.queued = self._gauge("engine_queued_requests", "Admitted requests that wait for a step.", "kind")
-        self.lease_wait = self._histogram(
-            "device_lease_wait_seconds", "Wait for a device lease.", _WAITS_S, "kind"
-        )
-        self.unleased = self._counter(
-            "device_unleased_steps", "Steps run because no arbiter answered.", "kind"
-        )
+        self.lease_wait = self._histogram("device_lease_wait_seconds", "Wait for a device lease.", _WAITS_S, "kind")
+        self.unleased = self._counter("device_unleased_steps", "Steps run because no arbiter answered.", "kind")
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran.", _LAGS_S)
         self.loop_lag_p99 = self._gauge("event_loop_lag_p99_seconds", "99th percentile of the recent lag.")
 
@@ -183,6 +197,14 @@ class Metrics:
 
     def _histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"headway_{name}", about, labels, registry=self.registry, buckets=tuple(buckets))
+
+    def record_end(self, kind: str, outcome: Outcome, duration_s: float, error: HeadwayError | None) -> None:
+        """Counts the end of a request, and a refusal by its reason."""
+        self.requests.labels(kind, outcome).inc()
+        self.duration.labels(kind, outcome).observe(duration_s)
+        if isinstance(error, Refused):
+            self.refusals.labels(kind, error.reason_name).inc()
+            self.refusal_seconds.labels(kind).observe(duration_s)
 
     def record_answer(self, kind: str, answer: Answer) -> None:
         """Counts an answer: its rung, quality, slack, and whether it met its target and its deadline."""
@@ -246,9 +268,7 @@ class Tracing:
         self._epoch_less_monotonic_s = time.time() - time.monotonic()
 
     @contextmanager
-    def span(
-        self, name: Span, parent: Context | None = None, **attributes: AttributeValue
-    ) -> Iterator[trace.Span]:
+    def span(self, name: Span, parent: Context | None = None, **attributes: AttributeValue) -> Iterator[trace.Span]:
         """Times the block and makes its span the current one; an exception marks it failed.
 
         `parent` is what `extract` gave; None takes the current span, which other threads do not see.
@@ -262,6 +282,11 @@ class Tracing:
         with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
             yield span
 
+    def note(self, **attributes: AttributeValue) -> None:
+        """Adds attributes to the current span; named as in `span`."""
+        if self._tracer is not None:
+            trace.get_current_span().set_attributes(_named(attributes))
+
     def record(
         self, name: Span, parent: Context | None, began_s: float, ended_s: float, **attributes: AttributeValue
     ) -> None:
@@ -269,9 +294,7 @@ class Tracing:
         if self._tracer is None:
             return
         kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
-        span = self._tracer.start_span(
-            name, parent, kind, _named(attributes), start_time=self._epoch_ns(began_s)
-        )
+        span = self._tracer.start_span(name, parent, kind, _named(attributes), start_time=self._epoch_ns(began_s))
         span.end(self._epoch_ns(ended_s))
 
     def shutdown(self) -> None:

@@ -1,11 +1,11 @@
 """What every worker has in common: the `Worker` service, tickets, metrics and traces of its engine loop."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry import trace
+import grpc
 
 from headway import __version__
 from headway.config import WorkerConfig
@@ -14,7 +14,7 @@ from headway.deadline import Budget, budget_of
 from headway.engine_loop import Batch, EngineLoop, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.quality import Ladder, read_wish
-from headway.server import Service
+from headway.server import Registration, Served, Service
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -79,8 +79,17 @@ class LoopObserver:
 class WorkerRuntime:
     """What a worker's servicer works with: budgets, tickets, the engine loop, and the record of each answer."""
 
-    def __init__(self, service: Service, config: WorkerConfig, identity: Identity, loop: EngineLoop[Any]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        config: WorkerConfig,
+        identity: Identity,
+        loop: EngineLoop[Any],
+        complete_state: Callable[[worker_pb2.WorkerState], None] = lambda state: None,
+    ) -> None:
+        """`complete_state` adds what only this kind of worker knows to a state before it is sent."""
         self.service, self.config, self.identity, self.loop = service, config, identity, loop
+        self.complete_state = complete_state
 
     def budget(self, context: Any) -> Budget:
         """The budget of a call; take it on the handler's first line. Raises `Expired`."""
@@ -128,13 +137,19 @@ class WorkerRuntime:
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:
-        span = trace.get_current_span()
-        span.set_attribute("headway.rung", served.rung.label)
-        span.set_attribute("headway.slack_ms", served.slack_ms)
-        parent = trace.set_span_in_context(span)
+        tracing = self.service.tracing
+        tracing.note(rung=served.rung.label, slack_ms=served.slack_ms, worker=served.worker_id)
         for stage in ticket.stages:
-            name = _STAGE_SPANS.get(stage.name, Span.WORKER_STEP)
-            self.service.tracing.record(name, parent, stage.start_s, stage.end_s)
+            tracing.record(_STAGE_SPANS.get(stage.name, Span.WORKER_STEP), None, stage.start_s, stage.end_s)
+
+
+def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
+    """What a worker's `build` returns: its own service beside `headway.v1.Worker`, drained by its engine loop."""
+
+    def add_worker(server: grpc.aio.Server) -> None:
+        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(runtime), server)
+
+    return Served([Registration(name, add), Registration("headway.v1.Worker", add_worker)], drain=runtime.loop.drain)
 
 
 _STAGE_SPANS = {"queue": Span.WORKER_QUEUE, "prefill": Span.WORKER_PREFILL, "encode": Span.WORKER_ENCODE}
@@ -181,7 +196,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         identity, setting = self._runtime.identity, snapshot.setting
         loads = [choice.option.load for choice in snapshot.choices]
         finish = predict_finish(loads, setting.curve, setting.max_batch)
-        return worker_pb2.WorkerState(
+        state = worker_pb2.WorkerState(
             worker_id=identity.worker_id,
             sequence=sequence,
             step_costs=setting.curve.to_proto(identity.assets[0].hash if identity.assets else ""),
@@ -192,6 +207,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             backlog_ms=max((cost.mean_ms for cost in finish), default=0.0),
             max_batch=setting.max_batch,
         )
+        self._runtime.complete_state(state)
+        return state
 
 
 async def _snapshots(loop: EngineLoop[Any], interval_s: float) -> AsyncIterator[Snapshot]:
@@ -228,4 +245,3 @@ def _load(snapshot: Snapshot, index: int) -> worker_pb2.Load:
         setup_var_ms2=load.setup.var_ms2,
         priority=common_pb2.Priority.Name(choice.job.priority),
     )
-

@@ -65,10 +65,7 @@ def test_every_mistake_is_named_with_source_and_limit(tmp_path: Path) -> None:
     assert len(lines) == 3
     assert lines[0].startswith("listen (flag --listen): 'nowhere': must be HOST:PORT")
     assert "drain_s (environment HEADWAY_DRAIN_S): 'nan'" in lines[1]
-    assert (
-        lines[2]
-        == f"max_message_mib ({file}, key max_message_mib): 0: Input should be greater than or equal to 1"
-    )
+    assert lines[2] == f"max_message_mib ({file}, key max_message_mib): 0: Input should be greater than or equal to 1"
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def test_an_answer_counts_by_target_and_by_deadline() -> None:
     assert _sample(metrics, "headway_attained_total", kind="image", by="deadline") == 1
     assert _sample(metrics, "headway_missed_total", kind="image", by="target") == 1
     assert _sample(metrics, "headway_missed_total", kind="image", by="deadline") is None
-    assert (
-        _sample(metrics, "headway_rungs_served_total", kind="image", rung="2 steps", reason="BEST_FIT") == 1
-    )
+    assert _sample(metrics, "headway_rungs_served_total", kind="image", rung="2 steps", reason="BEST_FIT") == 1
 
 
 def test_negative_slack_falls_in_a_negative_bucket() -> None:
@@ -196,12 +194,6 @@ def test_nothing_else_declares_metrics_or_spans() -> None:
 def test_every_span_is_asked_for_by_its_declared_name() -> None:
     for path in _python_files():
         for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "span"
-            ):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "span":
                 assert not isinstance(node.args[0] if node.args else None, ast.Constant), path
-                assert all(k.arg is None or k.arg.upper() in Attribute.__members__ for k in node.keywords), (
-                    path
-                )
+                assert all(k.arg is None or k.arg.upper() in Attribute.__members__ for k in node.keywords), path
