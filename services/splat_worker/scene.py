@@ -78,7 +78,7 @@ class Scene:
         )
 
     def permuted(self, order: npt.NDArray[np.int64]) -> "Scene":
-        """The same gaussians in another order (`order` is a permutation), copied."""
+        """The gaussians that `order` names, in that order, copied."""
         return replace(
             self,
             means=_frozen(self.means[order]),

@@ -48,14 +48,13 @@ def blend_tiles(
     return rgb, alpha
 
 
-def heaviest_weights(records: FloatArray, lists: TileLists, width: int, height: int, threads: int) -> FloatArray:
-    """Per record the largest share that it has in any pixel of this frame (alpha times transmittance), 0 if
-    none."""
+def blend_weights(records: FloatArray, lists: TileLists, width: int, height: int, threads: int) -> FloatArray:
+    """Per record its share of this frame, in pixels: the sum over pixels of alpha times transmittance."""
     bounds = shares(lists, threads)
     found = np.zeros((threads, len(records)), dtype=np.float32)
     _weight_kernel(records, lists.entries, lists.starts, lists.tiles_across, bounds, width, height, found)
-    heaviest: FloatArray = found.max(axis=0)
-    return heaviest
+    weights: FloatArray = found.sum(axis=0)
+    return weights
 
 
 def shares(lists: TileLists, runs: int) -> npt.NDArray[np.int64]:
@@ -161,7 +160,7 @@ def _weight_kernel(
     height: int,
     found: FloatArray,
 ) -> None:
-    """The blending loop again, keeping each splat's largest weight instead of colours."""
+    """The blending loop again, adding up each splat's weights instead of colours."""
     for share in prange(len(bounds) - 1):
         tile = np.empty(4 * _PIXELS, np.float32)
         probe = np.zeros(len(records[0]), np.float32)
@@ -177,6 +176,6 @@ def _weight_kernel(
                     tile[_PIXELS + row * TILE_PX : _PIXELS + (row + 1) * TILE_PX] = _ZERO
                     _blend_row(tile, row, dx, _F(top + row) + _HALF - probe[Y], probe)
                     for lane in range(TILE_PX):
-                        found[share, slot] = max(found[share, slot], tile[_PIXELS + row * TILE_PX + lane])
+                        found[share, slot] += tile[_PIXELS + row * TILE_PX + lane]
                 if (place - starts[index]) % _CHECK_EVERY == _CHECK_EVERY - 1 and _is_done(tile):
                     break

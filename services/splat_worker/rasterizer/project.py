@@ -116,7 +116,7 @@ def project(scene: Scene, camera: Camera, sh_degree: int, buffers: ProjectionBuf
 
 
 @compiled()
-def _sh_basis(degree: int, x: float, y: float, z: float, basis: FloatArray) -> None:
+def sh_basis(degree: int, x: float, y: float, z: float, basis: FloatArray) -> None:
     """Real SH basis up to `degree` at a unit direction (Sloan, JCGT 2013), as gsplat orders it."""
     basis[0] = _F(0.2820947917738781)
     if degree < 1:
@@ -250,7 +250,7 @@ def _project_kernel(
 
             dx, dy, dz = mx - eye_x, my - eye_y, mz - eye_z
             unit = _ONE / math.sqrt(max(dx * dx + dy * dy + dz * dz, _F(1e-24)))
-            _sh_basis(degree, dx * unit, dy * unit, dz * unit, basis)
+            sh_basis(degree, dx * unit, dy * unit, dz * unit, basis)
             red, green, blue = _HALF, _HALF, _HALF
             for k in range(coefficients):
                 red += basis[k] * sh[i, k, 0]

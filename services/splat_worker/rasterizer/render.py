@@ -9,7 +9,7 @@ import numpy as np
 from headway.errors import BadInput
 from services.splat_worker.camera import Camera
 from services.splat_worker.rasterizer.binning import TileLists, bin_tiles
-from services.splat_worker.rasterizer.blend import blend_tiles, heaviest_weights
+from services.splat_worker.rasterizer.blend import blend_tiles, blend_weights
 from services.splat_worker.rasterizer.compiled import max_threads, use_threads
 from services.splat_worker.rasterizer.depth_sort import depth_order
 from services.splat_worker.rasterizer.project import Projection, ProjectionBuffers, project
@@ -93,15 +93,14 @@ class Rasterizer:
         projection = self.project(scene, camera, sh_degree)
         return self.blend(projection, self.bin(projection, camera), camera, background)
 
-    def heaviest_weights(self, scene: Scene, camera: Camera) -> FloatArray:
-        """Per gaussian of the scene [gaussians] its largest share in any pixel of this view; 0 when it is
-        not seen."""
+    def blend_weights(self, scene: Scene, camera: Camera) -> FloatArray:
+        """Per gaussian of the scene [gaussians] how much of this view it makes up, in pixels; 0 when it is not seen."""
         projection = self.project(scene, camera, sh_degree=0)
         # Binning overwrites the projection's slots; which record is whose does not change.
         slots = projection.slots.copy()
         lists = self.bin(projection, camera)
         use_threads(self.threads)
-        found = heaviest_weights(projection.records, lists, camera.width, camera.height, self.threads)
+        found = blend_weights(projection.records, lists, camera.width, camera.height, self.threads)
         weights = np.zeros(scene.count, dtype=np.float32)
         weights[projection.sources[slots]] = found[slots]
         return weights
