@@ -24,7 +24,7 @@ from services.splat_worker.views import Pose, orbit
 Order = npt.NDArray[np.int64]
 
 # Gaussians and sides in turn: near each other in quality, far apart in cost.
-SETTINGS = ((1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.35, 0.375))
+SETTINGS = ((1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.5, 0.25))
 ORDER_VIEWS, ORDER_PX = 32, 256
 LEAST_SUBSET = 0.05  # share of the scene in the smallest subset that importance is averaged over
 SCORE_VIEWS, SCORE_PX = 6, 384
