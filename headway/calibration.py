@@ -1,0 +1,115 @@
+"""What steps cost on this host, measured once and kept: a JSON file for each host, engine and asset."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from headway.cost import Cost, StepCurve
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+class _Point(BaseModel):
+    batch: int = Field(ge=1)
+    mean_ms: float = Field(gt=0, allow_inf_nan=False)
+    var_ms2: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _File(BaseModel):
+    format: int
+    curves: dict[str, list[_Point]]
+
+
+Curves = Mapping[str, StepCurve]
+"""By the stage's name, e.g. "decode"."""
+
+
+def cache_folder(configured: Path | None) -> Path:
+    """Where calibrations are kept: as configured, else the user's cache folder (XDG)."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return configured if configured is not None else Path(base) / "headway"
+
+
+def calibrated(folder: Path, *, key: Sequence[str], measure: Callable[[], Curves]) -> Curves:
+    """The curves kept for `key` on this host, else what `measure` finds, which is then kept.
+
+    A file that cannot be read or written, or that holds nonsense, costs a measurement and is logged; it is never an
+    error. Blocks for as long as `measure` takes.
+    """
+    path = folder / f"calibration-{_name(key)}.json"
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    log.info("measuring what steps cost on this host: %s", " ".join(key))
+    curves = measure()
+    _write(path, curves)
+    return curves
+
+
+def cost_of(samples_ms: Sequence[float]) -> Cost:
+    """Mean and variance of measured times, both robust: a stall of the machine must not become the rule.
+
+    The mean is the median; the variance is that of a normal distribution with the samples' interquartile range, and at
+    least that of a 3 % deviation.
+    """
+    median = statistics.median(samples_ms)
+    quartiles = statistics.quantiles(samples_ms, n=4) if len(samples_ms) > 1 else [median] * 3
+    deviation = max((quartiles[2] - quartiles[0]) / 1.349, 0.03 * median)
+    return Cost(median, deviation * deviation)
+
+
+def _name(key: Sequence[str]) -> str:
+    host = (platform.node(), platform.machine(), _cpu_model(), str(os.cpu_count()))
+    return hashlib.sha256("\0".join((*host, *key)).encode()).hexdigest()[:24]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _read(path: Path) -> Curves | None:
+    try:
+        file = _File.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("calibration %s cannot be used: %s", path, error)
+        return None
+    if file.format != _FORMAT:
+        return None
+    try:
+        return {name: StepCurve(tuple(map(_point, points))) for name, points in file.curves.items()}
+    except ValueError as error:
+        log.warning("calibration %s cannot be used: %s", path, error)
+        return None
+
+
+def _point(point: _Point) -> tuple[int, Cost]:
+    return point.batch, Cost(point.mean_ms, point.var_ms2)
+
+
+def _write(path: Path, curves: Curves) -> None:
+    rows = {
+        name: [{"batch": size, "mean_ms": cost.mean_ms, "var_ms2": cost.var_ms2} for size, cost in curve.points]
+        for name, curve in curves.items()
+    }
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"format": _FORMAT, "curves": rows}))
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("calibration cannot be kept in %s: %s", path.parent, error)

@@ -1,0 +1,173 @@
+"""What work costs: distributions of device milliseconds, learned online, and when a queue would finish.
+
+Means and variances add; a quantile is taken once, at the end. `predict_finish` is pure and shared by the router and the
+workers: it plays the engines' loop forward, a batch of steps at a time.
+"""
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+from headway.v1 import worker_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Predicted milliseconds of device time."""
+
+    mean_ms: float
+    var_ms2: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.mean_ms + other.mean_ms, self.var_ms2 + other.var_ms2)
+
+    def times(self, count: int) -> "Cost":
+        """The cost of `count` independent repetitions."""
+        return Cost(self.mean_ms * count, self.var_ms2 * count)
+
+    def scaled(self, scale: "Cost") -> "Cost":
+        """The cost times an independent factor, given as a plain number's mean and variance: see `LearnedScale`."""
+        mean_ms = self.mean_ms * scale.mean_ms
+        second = (self.var_ms2 + self.mean_ms**2) * (scale.var_ms2 + scale.mean_ms**2)
+        return Cost(mean_ms, max(0.0, second - mean_ms * mean_ms))
+
+    def quantile_ms(self, quantile: float) -> float:
+        """The time that is enough with this probability, by a normal approximation; never below 0."""
+        return max(0.0, self.mean_ms + _z(quantile) * math.sqrt(self.var_ms2))
+
+
+ZERO = Cost(0.0)
+
+
+@lru_cache(maxsize=64)
+def _z(quantile: float) -> float:
+    return NormalDist().inv_cdf(quantile)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCurve:
+    """The cost of one step by batch size: linear between the measured sizes, and beyond the last by its slope.
+
+    `points` are (items, cost), sizes rising from at least 1. Raises ValueError when they are not.
+    """
+
+    points: tuple[tuple[int, Cost], ...]
+
+    def __post_init__(self) -> None:
+        sizes = [size for size, _ in self.points]
+        if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+            raise ValueError(f"a step curve needs rising batch sizes from 1 on, not {sizes}")
+
+    def at(self, items: int) -> Cost:
+        """The cost of a step over `items`; below the first size its cost."""
+        if len(self.points) == 1 or items <= self.points[0][0]:
+            return self.points[0][1]
+        right = min(bisect.bisect_left(self.points, items, key=_size), len(self.points) - 1)
+        (low, below), (high, above) = self.points[right - 1], self.points[right]
+        share = (items - low) / (high - low)
+        mean_ms = below.mean_ms + share * (above.mean_ms - below.mean_ms)
+        var_ms2 = below.var_ms2 + share * (above.var_ms2 - below.var_ms2)
+        return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
+
+    def scaled(self, scale: Cost) -> "StepCurve":
+        """Every cost times an independent factor: see `Cost.scaled`."""
+        return StepCurve(tuple((size, cost.scaled(scale)) for size, cost in self.points))
+
+    def to_proto(self, asset_hash: str) -> list[worker_pb2.StepCost]:
+        """The curve as `WorkerState` carries it."""
+        return [
+            worker_pb2.StepCost(asset_hash=asset_hash, batch=size, mean_ms=cost.mean_ms, var_ms2=cost.var_ms2)
+            for size, cost in self.points
+        ]
+
+
+def _size(point: tuple[int, Cost]) -> int:
+    return point[0]
+
+
+class LearnedScale:
+    """Learns online how much slower or faster steps are than they were calibrated.
+
+    An exponentially weighted mean and variance of actual over predicted time. A single step counts as at most
+    `MOST` times slower, so that one stall of the machine does not close the worker.
+    """
+
+    MOST = 8.0
+
+    def __init__(self, *, weight: float = 0.05) -> None:
+        self._weight = weight
+        self._mean = 1.0
+        self._var = 0.0
+
+    def observe(self, *, predicted_ms: float, actual_ms: float) -> None:
+        """Takes in one step. Mutates the scale; ignores steps without a prediction."""
+        if predicted_ms <= 0:
+            return
+        difference = min(actual_ms / predicted_ms, self.MOST) - self._mean
+        self._mean += self._weight * difference
+        self._var = (1 - self._weight) * (self._var + self._weight * difference * difference)
+
+    @property
+    def value(self) -> Cost:
+        """The factor's mean and variance."""
+        return Cost(self._mean, self._var)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Work that is still to do for one request.
+
+    `setup` is device time before its first step (prefill, or a frame's whole cost); then come `steps_left` steps over
+    `items` items each, which share a batch with other requests.
+    """
+
+    due_s: float
+    items: int
+    steps_left: int
+    setup: Cost = ZERO
+
+
+Foreign = Sequence[tuple[float, float]]
+"""Other workers' admitted work on the same device: (due, monotonic s; remaining device ms)."""
+
+
+def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, foreign: Foreign = ()) -> list[Cost]:
+    """When each load would finish, from now, in the order given (the order in which the engine prefers them).
+
+    Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
+    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n squared) at worst.
+    """
+    finish = [ZERO] * len(loads)
+    steps_left = [load.steps_left for load in loads]
+    spent, active, waiting = ZERO, list[int](), 0
+    while waiting < len(loads) or active:
+        while waiting < len(loads) and _fits(loads, active, waiting, max_batch):
+            spent += loads[waiting].setup
+            active.append(waiting)
+            waiting += 1
+        rounds = min(steps_left[index] for index in active)
+        spent += _step(loads, active, curve, max_batch).times(rounds)
+        for index in active:
+            steps_left[index] -= rounds
+            if steps_left[index] == 0:
+                finish[index] = spent
+        active = [index for index in active if steps_left[index] > 0]
+    return [cost + _ahead(load.due_s, foreign) for load, cost in zip(loads, finish, strict=True)]
+
+
+def _fits(loads: Sequence[Load], active: Sequence[int], candidate: int, max_batch: int) -> bool:
+    return not active or sum(loads[index].items for index in active) + loads[candidate].items <= max_batch
+
+
+def _step(loads: Sequence[Load], active: Sequence[int], curve: StepCurve, max_batch: int) -> Cost:
+    items = sum(loads[index].items for index in active)
+    passes = max(1, math.ceil(items / max_batch))
+    return curve.at(min(items, max_batch)).times(passes)
+
+
+def _ahead(due_s: float, foreign: Foreign) -> Cost:
+    return Cost(sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s))

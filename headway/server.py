@@ -1,0 +1,310 @@
+"""Starts a service: settings, telemetry, one interceptor, health, reflection, graceful drain.
+
+Every service's `main` is `run(config, name, build)`. `build` gets a `Service` and returns what it serves.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from headway import __version__
+from headway.auth import Authenticator
+from headway.channels import channel_options
+from headway.config import ServiceConfig
+from headway.deadline import Clock
+from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
+from headway.telemetry import (
+    Metrics,
+    MetricsEndpoint,
+    Outcome,
+    Span,
+    Tracing,
+    extract,
+    outcome_of,
+    start,
+    watch_loop_lag,
+)
+
+log = logging.getLogger(__name__)
+
+tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default="default")
+"""Who makes the call that is being handled; set by the interceptor."""
+
+_OURS = "/headway.v1."
+_KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
+_WORK = {"Generate", "Render", "RenderPath"}
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One gRPC service: its full name, and the call that adds it to a server."""
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a service's `build` returns."""
+
+    registrations: Sequence[Registration]
+    drain: Callable[[], Awaitable[Any]] | None = None
+    """Finishes what is in flight; called on SIGTERM before the server stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What `build` gets: the parts that every service has."""
+
+    name: str
+    metrics: Metrics
+    tracing: Tracing
+    clock: Clock
+    closing: AsyncExitStack
+    """What is entered here is left when the service stops."""
+
+
+Build = Callable[[Service], Awaitable[Served]]
+
+
+class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Around every call of ours: identity, the limit on calls in flight, the trace, the error table, the outcome."""
+
+    def __init__(self, service: Service, authenticator: Authenticator, max_concurrent: int, span: Span) -> None:
+        self._service, self._authenticator, self._max, self._span = service, authenticator, max_concurrent, span
+        self.in_flight = 0
+        self.draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(details)
+        if handler is None or not details.method.startswith(_OURS):
+            return handler
+        kind = _kind_of(details.method)
+        make = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        behaviour = (
+            self._streaming(handler, details.method, kind)
+            if handler.response_streaming
+            else self._unary(handler, details.method, kind)
+        )
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(request: Any, context: Any) -> Any:
+            async with self._call(context, method, kind):
+                return await handler.unary_unary(request, context)
+
+        return guarded
+
+    def _streaming(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with (
+                self._call(context, method, kind),
+                contextlib.aclosing(handler.unary_stream(request, context)) as messages,
+            ):
+                async for message in messages:
+                    yield message
+
+        return guarded
+
+    @asynccontextmanager
+    async def _call(self, context: Any, method: str, kind: str | None) -> AsyncIterator[None]:
+        arrival_s = self._service.clock()
+        metadata = tuple(context.invocation_metadata() or ())
+        outcome, error = Outcome.OK, None
+        try:
+            self._enter(context, metadata)
+            self.in_flight += 1
+            try:
+                with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
+                    yield
+            finally:
+                self.in_flight -= 1
+        except HeadwayError as failure:
+            outcome, error = outcome_of(failure), failure
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = _how_it_left(context)
+            raise
+        except grpc.aio.AbortError:
+            outcome = Outcome.FAILED
+            raise
+        except Exception as failure:
+            log.exception("%s failed", method)
+            outcome, error = Outcome.FAILED, Failed(f"the server failed: {type(failure).__name__}")
+        finally:
+            if kind is not None:
+                self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error)
+        if error is not None:
+            await context.abort(error.status, error.message, to_trailers(error))
+
+    def _enter(self, context: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        tenant_of_call.set(self._authenticator.tenant(metadata, context.auth_context()))
+        if self.draining:
+            raise Draining("the server drains and takes nothing new", retry_after_s=1.0)
+        if self.in_flight >= self._max:
+            raise TooManyCalls(f"{self._max} calls are in flight, which is the limit", retry_after_s=0.2)
+
+
+def _kind_of(method: str) -> str | None:
+    """The kind of work that a method does; None for methods that do none."""
+    service, _, name = method.removeprefix(_OURS).partition("/")
+    return _KINDS.get(service) if name in _WORK else None
+
+
+def _how_it_left(context: Any) -> Outcome:
+    remaining_s = context.time_remaining()
+    return Outcome.EXPIRED if remaining_s is not None and remaining_s <= 0 else Outcome.CANCELLED
+
+
+def run(config: ServiceConfig, name: str, build: Build, *, span: Span) -> None:
+    """Serves until SIGTERM or SIGINT. Exits with code 1 and one readable line when the service cannot start."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format=f"%(asctime)s {name} %(levelname)s %(message)s", stream=sys.stderr
+    )
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            runner.run(serve(config, name, build, span=span))
+        except StartError as error:
+            sys.exit(f"headway-{name}: {error}")
+
+
+class StartError(Exception):
+    """The service cannot start; the message names the setting and what is wrong."""
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def serve(
+    config: ServiceConfig, name: str, build: Build, *, span: Span, ready: Callable[[int], None] = lambda port: None
+) -> None:
+    """As `run`, inside a running event loop. `ready` is told the port once calls are taken. Raises `StartError`."""
+    async with AsyncExitStack() as closing:
+        service = _make_service(config, name, closing)
+        authenticator = _authenticator(config)
+        guard = CallGuard(service, authenticator, config.max_concurrent_rpcs, span)
+        server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
+        port = _bind(server, config)
+        served = await build(service)
+        health_servicer = _add_standard(server, served.registrations)
+        for registration in served.registrations:
+            registration.add(server)
+        await server.start()
+        for service_name in ("", *(item.name for item in served.registrations)):
+            await health_servicer.set(service_name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("%s %s serves on %s", name, __version__, _shown_address(config.listen, port))
+        ready(port)
+        await _until_stopped()
+        await _drain(server, guard, health_servicer, served, config.drain_s)
+
+
+def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> Service:
+    metrics = Metrics(name, __version__)
+    tracing = start(name, config.otlp_endpoint, version=__version__, instance=config.listen)
+    closing.callback(tracing.shutdown)
+    if config.metrics_port is not None:
+        host = config.listen.rpartition(":")[0] if not config.listen.startswith("unix:") else "127.0.0.1"
+        try:
+            endpoint = MetricsEndpoint(metrics, host.strip("[]"), config.metrics_port)
+        except OSError as error:
+            raise StartError(
+                f"metrics_port: cannot listen on {host}:{config.metrics_port}: {error.strerror}"
+            ) from error
+        closing.callback(endpoint.close)
+        log.info("metrics on http://%s:%d/metrics", host, endpoint.port)
+    lag = asyncio.create_task(watch_loop_lag(metrics))
+    closing.callback(lag.cancel)
+    return Service(name, metrics, tracing, time.monotonic, closing)
+
+
+def _authenticator(config: ServiceConfig) -> Authenticator:
+    try:
+        return Authenticator.from_config(config)
+    except (OSError, ValueError) as error:
+        raise StartError(f"api_keys: {error}") from error
+
+
+def _server_options(config: ServiceConfig) -> list[tuple[str, int]]:
+    return [
+        *channel_options(config.max_message_mib << 20),
+        ("grpc.max_metadata_size", config.max_metadata_kib << 10),
+        ("grpc.so_reuseport", 0),  # else a busy port is shared in silence
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
+    try:
+        if config.tls_cert is None or config.tls_key is None:
+            return server.add_insecure_port(config.listen)
+        ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
+        pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+        return server.add_secure_port(config.listen, credentials)
+    except RuntimeError as error:
+        raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
+    except OSError as error:
+        raise StartError(f"tls: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]) -> Any:
+    health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
+    names = [item.name for item in registrations]
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return health_servicer
+
+
+def _shown_address(listen: str, port: int) -> str:
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
+async def _until_stopped() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
+    await stopped.wait()
+
+
+async def _drain(
+    server: grpc.aio.Server,
+    guard: CallGuard,
+    health_servicer: Any,
+    served: Served,
+    drain_s: float,
+) -> None:
+    log.info("draining: %d calls in flight, at most %.1f s", guard.in_flight, drain_s)
+    await health_servicer.enter_graceful_shutdown()
+    guard.draining = True
+    if served.drain is None:
+        await server.stop(grace=drain_s)
+    else:  # streams of state never end by themselves, so what is in flight is waited for first
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(served.drain(), drain_s)
+        await server.stop(grace=0.5)
+    log.info("stopped")

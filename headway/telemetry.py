@@ -1,0 +1,369 @@
+"""What Headway tells about itself: every metric, span and attribute name, declared here and nowhere else.
+
+Metrics are Prometheus objects on one registry that a process makes and hands on; nothing is global. Traces
+are OpenTelemetry spans, exported over OTLP/gRPC only when an endpoint is set; when it is not, a span costs
+next to nothing and a caller's trace context is still passed on.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter, Setter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from headway.errors import HeadwayError, Refused
+from headway.v1 import errors_pb2
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+_WAITS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_SPANS_S = (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60)
+_SIGNED_S = (-10, -3, -1, -0.3, -0.1, -0.03, -0.01, -0.003, 0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+_LAGS_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.3, 1)
+_SHARES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+
+
+class Outcome(StrEnum):
+    """How a request ended: one of these and only one."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"  # the caller went away
+    EXPIRED = "expired"  # the deadline passed, before or after work began
+    TOO_SMALL = "too_small"  # even an idle worker could not have met the deadline
+    SHED = "shed"  # refused before work because of load
+    FAILED = "failed"  # our fault
+    BAD_INPUT = "bad_input"  # the caller's fault
+
+
+def outcome_of(error: HeadwayError) -> Outcome:
+    """How a request that ended in `error` is counted."""
+    by_reason = {
+        errors_pb2.ERROR_REASON_EXPIRED: Outcome.EXPIRED,
+        errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL: Outcome.TOO_SMALL,
+        errors_pb2.ERROR_REASON_CANCELLED: Outcome.CANCELLED,
+        errors_pb2.ERROR_REASON_FAILED: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_WORKER_LOST: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE: Outcome.FAILED,
+        errors_pb2.ERROR_REASON_SHED: Outcome.SHED,
+        errors_pb2.ERROR_REASON_TOO_MANY_CALLS: Outcome.SHED,
+        errors_pb2.ERROR_REASON_NO_WORKER: Outcome.SHED,
+        errors_pb2.ERROR_REASON_DRAINING: Outcome.SHED,
+    }
+    return by_reason.get(error.reason, Outcome.BAD_INPUT)
+
+
+class CacheResult(StrEnum):
+    """What a look into the result cache gave."""
+
+    HIT = "hit"
+    MISS = "miss"
+    WORSE = "worse"  # an entry was there, of a lower rung than would be planned now
+    ERROR = "error"  # the cache could not be asked
+
+
+class Span(StrEnum):
+    """Span names. `span` takes no others."""
+
+    CLIENT_CALL = "headway.client.call"
+    ROUTER_CALL = "headway.router.call"
+    ROUTER_PICK = "headway.router.pick"
+    ROUTER_FORWARD = "headway.router.forward"
+    WORKER_CALL = "headway.worker.call"
+    WORKER_ADMIT = "headway.worker.admit"
+    WORKER_QUEUE = "headway.worker.queue"
+    WORKER_PREFILL = "headway.worker.prefill"
+    WORKER_STEP = "headway.worker.step"
+    WORKER_ENCODE = "headway.worker.encode"
+    DEVICE_LEASE = "headway.device.lease"
+    CACHE_GET = "headway.cache.get"
+    CACHE_PUT = "headway.cache.put"
+    CACHE_CALL = "headway.cache.call"
+
+
+class Attribute(StrEnum):
+    """Span attribute names; the keyword arguments of `span` are these members' names in lower case."""
+
+    KIND = "headway.kind"
+    MODEL = "headway.model"
+    RUNG = "headway.rung"
+    REASON = "headway.reason"
+    WORKER = "headway.worker"
+    BUDGET_MS = "headway.budget_ms"
+    SLACK_MS = "headway.slack_ms"
+    BATCH = "headway.batch"
+    STEP = "headway.step"
+    STEPS = "headway.steps"
+    TOKENS = "headway.tokens"
+    ATTEMPT = "headway.attempt"
+    CACHED = "headway.cached"
+    RPC_METHOD = "rpc.method"
+
+
+_KINDS: Final = {
+    Span.CLIENT_CALL: trace.SpanKind.CLIENT,
+    Span.ROUTER_FORWARD: trace.SpanKind.CLIENT,
+    Span.CACHE_GET: trace.SpanKind.CLIENT,
+    Span.CACHE_PUT: trace.SpanKind.CLIENT,
+    Span.ROUTER_CALL: trace.SpanKind.SERVER,
+    Span.WORKER_CALL: trace.SpanKind.SERVER,
+    Span.CACHE_CALL: trace.SpanKind.SERVER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `Metrics.record_answer` counts. Slacks are taken when the answer is complete."""
+
+    rung: str
+    reason: str
+    quality: float
+    slack_s: float
+    target_slack_s: float
+
+
+class Metrics:
+    """Every metric of a Headway process, on one registry. Label values: `kind` is text, image or splat."""
+
+    def __init__(self, service: str, version: str, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self._requests_metrics()
+        self._quality_metrics()
+        self._time_metrics()
+        self._engine_metrics()
+        self._mesh_metrics()
+        self._gauge("build_info", "Which service and version this is.", "service", "version").labels(
+            service, version
+        ).set(1)
+
+    def _requests_metrics(self) -> None:
+        self.requests = self._counter("requests", "Requests ended.", "kind", "outcome")
+        self.attained = self._counter("attained", "Answers in time, by what they were held to.", "kind", "by")
+        self.missed = self._counter("missed", "Answers too late, by what they were held to.", "kind", "by")
+        self.refusals = self._counter("refusals", "Requests refused before work.", "kind", "reason")
+        self.refusal_seconds = self._histogram(
+            "refusal_seconds", "From a request's arrival to its refusal.", _WAITS_S, "kind"
+        )
+
+    def _quality_metrics(self) -> None:
+        self.rungs = self._counter("rungs_served", "Answers by rung.", "kind", "rung", "reason")
+        self.quality = self._histogram("quality_ratio", "Normalised quality of answers.", _SHARES, "kind")
+
+    def _time_metrics(self) -> None:
+        self.duration = self._histogram(
+            "request_duration_seconds", "From arrival to the end.", _SPANS_S, "kind", "outcome"
+        )
+        self.budget = self._histogram("budget_seconds", "Budget at arrival.", _SPANS_S, "kind")
+        self.slack = self._histogram(
+            "slack_seconds", "Time left until the deadline at the answer; negative: late.", _SIGNED_S, "kind"
+        )
+        self.first_token = self._histogram("first_token_seconds", "From arrival to the first token.", _SPANS_S)
+        self.inter_token = self._histogram("inter_token_seconds", "From one token to the next.", _WAITS_S)
+        self.finish_error = self._histogram(
+            "finish_error_seconds", "Actual less predicted finish at admission.", _SIGNED_S, "kind"
+        )
+
+    def _engine_metrics(self) -> None:
+        self.step = self._histogram("step_seconds", "Device time of one step.", _SPANS_S, "kind")
+        self.occupancy = self._gauge("engine_occupancy_ratio", "Share of the batch slots in use.", "kind")
+        self.queued = self._gauge("engine_queued_requests", "Admitted requests that wait for a step.", "kind")
+        self.lease_wait = self._histogram("device_lease_wait_seconds", "Wait for a device lease.", _WAITS_S, "kind")
+        self.unleased = self._counter("device_unleased_steps", "Steps run because no arbiter answered.", "kind")
+        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran.", _LAGS_S)
+        self.loop_lag_p99 = self._gauge("event_loop_lag_p99_seconds", "99th percentile of the recent lag.")
+
+    def _mesh_metrics(self) -> None:
+        self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
+        self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"headway_{name}", about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(f"headway_{name}", about, labels, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"headway_{name}", about, labels, registry=self.registry, buckets=tuple(buckets))
+
+    def record_end(self, kind: str, outcome: Outcome, duration_s: float, error: HeadwayError | None) -> None:
+        """Counts the end of a request, and a refusal by its reason."""
+        self.requests.labels(kind, outcome).inc()
+        self.duration.labels(kind, outcome).observe(duration_s)
+        if isinstance(error, Refused):
+            self.refusals.labels(kind, error.reason_name).inc()
+            self.refusal_seconds.labels(kind).observe(duration_s)
+
+    def record_answer(self, kind: str, answer: Answer) -> None:
+        """Counts an answer: its rung, quality, slack, and whether it met its target and its deadline."""
+        self.rungs.labels(kind, answer.rung, answer.reason).inc()
+        self.quality.labels(kind).observe(answer.quality)
+        self.slack.labels(kind).observe(answer.slack_s)
+        for by, left_s in (("target", answer.target_slack_s), ("deadline", answer.slack_s)):
+            (self.attained if left_s >= 0 else self.missed).labels(kind, by).inc()
+
+
+class MetricsEndpoint:
+    """Serves `/metrics` of one registry over HTTP from a thread of its own until `close`."""
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        """Listens at once; port 0 picks a free one. Raises `OSError` when the address cannot be had."""
+        self._server, self._thread = start_http_server(port, addr=host, registry=metrics.registry)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stops listening. Blocks until the thread has ended."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+async def watch_loop_lag(
+    metrics: Metrics,
+    *,
+    interval_s: float = 0.02,
+    kept: int = 3000,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Measures how late the running loop wakes a task, every `interval_s`, until cancelled.
+
+    The gauge shows the 99th percentile of the last `kept` samples. uvloop's timers tick in milliseconds, so
+    lags below one are noise.
+    """
+    lags_s: deque[float] = deque(maxlen=kept)
+    metrics.loop_lag_p99.set_function(lambda: percentile(tuple(lags_s), 0.99))
+    while True:
+        due_s = clock() + interval_s
+        await asyncio.sleep(interval_s)
+        lags_s.append(max(0.0, clock() - due_s))
+        metrics.loop_lag.observe(lags_s[-1])
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile; NaN when there are no values."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
+
+
+AttributeValue = str | bool | int | float
+
+
+class Tracing:
+    """Makes spans for one process; made by `start`. Safe to use from any thread."""
+
+    def __init__(self, provider: TracerProvider | None) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("headway") if provider is not None else None
+        self._epoch_less_monotonic_s = time.time() - time.monotonic()
+
+    @contextmanager
+    def span(self, name: Span, parent: Context | None = None, **attributes: AttributeValue) -> Iterator[trace.Span]:
+        """Times the block and makes its span the current one; an exception marks it failed.
+
+        `parent` is what `extract` gave; None takes the current span, which other threads do not see.
+        `attributes` are members of `Attribute` in lower case.
+        """
+        if self._tracer is None:
+            with _attached(parent):
+                yield trace.INVALID_SPAN
+            return
+        kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
+        with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
+            yield span
+
+    def record(
+        self, name: Span, parent: Context | None, began_s: float, ended_s: float, **attributes: AttributeValue
+    ) -> None:
+        """Adds a span that is over already, from monotonic seconds, such as a wait in a queue."""
+        if self._tracer is None:
+            return
+        kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
+        span = self._tracer.start_span(name, parent, kind, _named(attributes), start_time=self._epoch_ns(began_s))
+        span.end(self._epoch_ns(ended_s))
+
+    def shutdown(self) -> None:
+        """Sends what is left and stops. Blocks for at most a few seconds when the collector is gone."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+    def _epoch_ns(self, monotonic_s: float) -> int:
+        return int((monotonic_s + self._epoch_less_monotonic_s) * 1e9)
+
+
+def start(service: str, otlp_endpoint: str | None, *, version: str, instance: str) -> Tracing:
+    """Tracing for one process, sent to the collector at `otlp_endpoint`; None sends nothing."""
+    if otlp_endpoint is None:
+        return Tracing(None)
+    about = {
+        "service.name": f"headway-{service}",
+        "service.version": version,
+        "service.instance.id": instance,
+    }
+    provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(_exporter(otlp_endpoint), schedule_delay_millis=1000))
+    return Tracing(provider)
+
+
+def _exporter(otlp_endpoint: str) -> SpanExporter:
+    # Imported here: it takes a fifth of a second that a process which exports nothing need not spend.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://"), timeout=2)
+
+
+def _named(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    return {Attribute[name.upper()].value: value for name, value in attributes.items()}
+
+
+@contextmanager
+def _attached(parent: Context | None) -> Iterator[None]:
+    if parent is None:
+        yield
+        return
+    token = otel_context.attach(parent)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+class _MetadataGetter(Getter[Metadata]):
+    def get(self, carrier: Metadata, key: str) -> list[str] | None:
+        return [value for name, value in carrier if name == key and isinstance(value, str)] or None
+
+    def keys(self, carrier: Metadata) -> list[str]:
+        return [name for name, _ in carrier]
+
+
+class _ListSetter(Setter[list[tuple[str, str | bytes]]]):
+    def set(self, carrier: list[tuple[str, str | bytes]], key: str, value: str) -> None:
+        carrier.append((key, value))
+
+
+_W3C: Final = TraceContextTextMapPropagator()
+_GETTER: Final = _MetadataGetter()
+_SETTER: Final = _ListSetter()
+
+
+def extract(metadata: Metadata) -> Context | None:
+    """The caller's trace context (W3C traceparent) in call metadata; None when it is absent or malformed."""
+    context = _W3C.extract(metadata, Context(), _GETTER)
+    return context if trace.get_current_span(context).get_span_context().is_valid else None
+
+
+def inject(metadata: Iterable[tuple[str, str | bytes]] = (), context: Context | None = None) -> Metadata:
+    """`metadata` with the trace context (None: the current one) in place of any it held."""
+    kept = [item for item in metadata if item[0] not in _W3C.fields]
+    _W3C.inject(kept, context, _SETTER)
+    return tuple(kept)

@@ -1,0 +1,245 @@
+"""The engine loop over a real, tiny engine: one that adds up numbers, a step at a time."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from headway.cost import Cost, Load, StepCurve
+from headway.deadline import Budget
+from headway.engine_loop import Batch, EngineLoop
+from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
+from headway.planning import Job, Option, Setting
+from headway.quality import Ladder, Rung, read_wish
+from headway.ticket import Finished, Ticket
+from headway.v1 import common_pb2
+
+LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.8, nfe=2), Rung("1", 0.5, nfe=1)))
+
+
+@dataclass
+class Sum:
+    """Adds `number` once per step."""
+
+    ticket: Ticket
+    number: int
+    total: int = 0
+
+
+class SumScheduler:
+    """Whatever is ready goes together, at most `max_batch`; a step is said to cost `step_ms`."""
+
+    def __init__(self, step_ms: float, max_batch: int = 8) -> None:
+        self.curve = StepCurve(((1, Cost(step_ms)),))
+        self.max_batch = max_batch
+
+    def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
+        return Setting(now_s, self.curve, self.max_batch, foreign)
+
+    def job(self, work: Sum, now_s: float, scale: Cost) -> Job:
+        ticket = work.ticket
+        done = ticket.steps_executed
+        options = [
+            Option(rung, Load(ticket.budget.due_s, 1, rung.nfe - done))
+            for rung in ticket.wish.allowed
+            if rung.nfe is not None and rung.nfe > done
+        ]
+        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, tuple(options))
+
+    def next_batch(self, works: Sequence[Sum], now_s: float, scale: Cost) -> Batch[Sum] | None:
+        taken = tuple(works[: self.max_batch])
+        return Batch("steps", taken, len(taken), self.curve.at(len(taken)))
+
+
+@dataclass
+class SumEngine:
+    gate: threading.Event = field(default_factory=threading.Event)
+    fails: bool = False
+    batches: list[list[int]] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+
+    def run(self, batch: Batch[Sum]) -> list[int]:
+        assert self.gate.wait(10)
+        if self.fails:
+            raise ArithmeticError("no more numbers")
+        return [work.total + work.number for work in batch.works]
+
+    def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
+        events: list[tuple[Ticket, Any]] = []
+        self.batches.append([work.ticket.key for work in batch.works])
+        for work, total in zip(batch.works, result, strict=True):
+            work.total = total
+            work.ticket.steps_executed += 1
+            events.append((work.ticket, total))
+            if work.ticket.steps_executed >= (work.ticket.rung.nfe or 0):
+                events.append((work.ticket, Finished(total)))
+        return events
+
+    def release(self, work: Sum) -> None:
+        self.released.append(work.ticket.key)
+
+
+class Alone:
+    """A device that nobody shares, which remembers what it was told."""
+
+    def __init__(self, others: tuple[tuple[float, float], ...] = ()) -> None:
+        self.demand: list[tuple[float, float]] = []
+        self._others = others
+
+    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
+        self.demand = list(demand)
+
+    def others(self) -> tuple[tuple[float, float], ...]:
+        return self._others
+
+
+class Quiet:
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int) -> None: ...
+
+    def finished(self, ticket: Ticket, now_s: float) -> None: ...
+
+
+def make(number: int = 1, budget_s: float = 5.0, level: common_pb2.ServiceLevel | None = None) -> Sum:
+    now_s = time.monotonic()
+    budget = Budget(now_s, now_s + budget_s, 0.0)
+    wish = read_wish(level or common_pb2.ServiceLevel(), LADDER, common_pb2.KIND_IMAGE)
+    return Sum(Ticket(budget, wish, budget.due_s), number)
+
+
+class Rig:
+    def __init__(self, step_ms: float = 1.0, max_batch: int = 8, others: tuple[tuple[float, float], ...] = ()) -> None:
+        self.engine, self.device = SumEngine(), Alone(others)
+        scheduler = SumScheduler(step_ms, max_batch)
+        self.loop = EngineLoop(
+            scheduler, self.engine, clock=time.monotonic, device=self.device, observer=Quiet(), name="sum"
+        )
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    made.loop.start()
+    yield made
+    made.engine.gate.set()
+    await made.loop.stop()
+
+
+async def outcome(ticket: Ticket) -> Any:
+    """Reads events to the last one."""
+    while True:
+        event = await asyncio.wait_for(ticket.events.get(), 10)
+        if isinstance(event, Finished | HeadwayError):
+            return event
+
+
+async def test_runs_every_step_of_the_top_rung_when_there_is_time(rig: Rig) -> None:
+    rig.engine.gate.set()
+    async with rig.loop.submit(make(number=3)) as ticket:
+        finished = await outcome(ticket)
+    assert finished.result == 12
+    assert ticket.plan is not None
+    assert (ticket.plan.rung.label, ticket.plan.steps) == ("4", 4)
+    assert rig.engine.released == [ticket.key]
+
+
+async def test_a_short_budget_buys_fewer_steps() -> None:
+    rig = Rig(step_ms=100.0)
+    rig.loop.start()
+    rig.engine.gate.set()
+    async with rig.loop.submit(make(budget_s=0.25)) as ticket:
+        finished = await outcome(ticket)
+    await rig.loop.stop()
+    assert ticket.plan is not None
+    assert ticket.plan.rung.label == "2"
+    assert finished.result in (2, 4)  # steps turn out to be quick, so the planner may go up again
+
+
+async def test_what_even_an_idle_worker_cannot_do_is_refused_with_the_least_budget() -> None:
+    rig = Rig(step_ms=100.0)
+    rig.loop.start()
+    with pytest.raises(BudgetTooSmall) as refused:
+        async with rig.loop.submit(make(budget_s=0.05)):
+            pass
+    await rig.loop.stop()
+    assert refused.value.least_budget_ms == pytest.approx(100, abs=1)
+    assert rig.engine.released == []
+
+
+async def test_foreign_work_that_is_due_earlier_is_counted() -> None:
+    due_s = time.monotonic() + 0.1
+    rig = Rig(step_ms=10.0, others=((due_s, 500.0),))
+    rig.loop.start()
+    with pytest.raises(Shed) as refused:
+        async with rig.loop.submit(make(budget_s=0.4)):
+            pass
+    await rig.loop.stop()
+    assert refused.value.retry_after_s is not None
+    assert 0 < refused.value.retry_after_s < 0.6
+
+
+async def test_a_new_request_joins_at_the_next_step(rig: Rig) -> None:
+    async with rig.loop.submit(make()) as first, rig.loop.submit(make()) as second:
+        rig.engine.gate.set()
+        await asyncio.gather(outcome(first), outcome(second))
+    assert [first.key, second.key] in rig.engine.batches
+
+
+async def test_leaving_cancels_within_one_step(rig: Rig) -> None:
+    async with rig.loop.submit(make()) as ticket:
+        pass
+    rig.engine.gate.set()
+    while not rig.engine.released:
+        await rig.loop.changes().wait()
+    assert ticket.steps_executed <= 1
+    assert rig.engine.released == [ticket.key]
+
+
+async def test_a_failing_step_fails_its_batch_and_the_loop_goes_on(rig: Rig) -> None:
+    rig.engine.fails = True
+    rig.engine.gate.set()
+    async with rig.loop.submit(make()) as ticket:
+        assert isinstance(await outcome(ticket), Failed)
+    rig.engine.fails = False
+    async with rig.loop.submit(make()) as ticket:
+        assert isinstance(await outcome(ticket), Finished)
+
+
+async def test_draining_finishes_what_is_admitted_and_refuses_the_rest(rig: Rig) -> None:
+    async with rig.loop.submit(make()) as ticket:
+        draining = asyncio.create_task(rig.loop.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            async with rig.loop.submit(make()):
+                pass
+        rig.engine.gate.set()
+        assert isinstance(await outcome(ticket), Finished)
+        assert await draining == 1
+
+
+async def test_work_whose_deadline_passed_while_it_ran_is_told_so() -> None:
+    rig = Rig(step_ms=1.0)
+    rig.loop.start()
+    async with rig.loop.submit(make(budget_s=0.05)) as ticket:
+        asyncio.get_running_loop().call_at(ticket.budget.due_s + 0.01, rig.engine.gate.set)
+        event = await outcome(ticket)
+    await rig.loop.stop()
+    assert isinstance(event, Expired)
+
+
+async def test_the_device_is_told_what_is_to_come(rig: Rig) -> None:
+    async with rig.loop.submit(make()) as ticket:
+        assert rig.device.demand == [(ticket.budget.due_s, pytest.approx(4.0))]
+        snapshot = rig.loop.snapshot()
+        assert snapshot.in_flight == 1
+        assert snapshot.choices[0].option.load.steps_left == 4
+        rig.engine.gate.set()
+        await outcome(ticket)
+    assert rig.device.demand == []

@@ -1,0 +1,145 @@
+"""A real server over loopback: identity, limits, errors with their details, health, reflection, the worker's state."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from headway.config import ServiceConfig
+from headway.errors import BadInput, Shed, from_rpc_error
+from headway.server import Registration, Served, Service, StartError, serve
+from headway.telemetry import Span
+from headway.v1 import errors_pb2, router_pb2, router_pb2_grpc
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Router(router_pb2_grpc.RouterServicer):
+    """Stands in for no part of ours: it only gives the server something to call."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def ListWorkers(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return await self._handler(request, context)
+
+
+@asynccontextmanager
+async def served(handler: Handler, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def build(service: Service) -> Served:
+        def add(server: grpc.aio.Server) -> None:
+            router_pb2_grpc.add_RouterServicer_to_server(Router(handler), server)
+
+        return Served([Registration("headway.v1.Router", add)])
+
+    config = ServiceConfig(metrics_port=None, drain_s=0.2, **settings)
+    task = asyncio.create_task(serve(config, "router", build, span=Span.ROUTER_CALL, ready=port.set_result))
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
+        yield channel
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 10)
+
+
+async def empty(request: Any, context: Any) -> router_pb2.ListWorkersResponse:
+    return router_pb2.ListWorkersResponse()
+
+
+async def failing(channel: grpc.aio.Channel) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await router_pb2_grpc.RouterStub(channel).ListWorkers(router_pb2.ListWorkersRequest(), timeout=5)
+    return from_rpc_error(failure.value)
+
+
+async def test_bad_input_names_its_fields_on_the_wire() -> None:
+    async def refuse(request: Any, context: Any) -> Any:
+        raise BadInput({"camera.k": "must be finite"})
+
+    async with served(refuse) as channel:
+        error = await failing(channel)
+    assert error.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == errors_pb2.ERROR_REASON_BAD_INPUT
+    assert error.violations == {"camera.k": "must be finite"}
+
+
+async def test_a_refusal_carries_when_to_come_back() -> None:
+    async def refuse(request: Any, context: Any) -> Any:
+        raise Shed("full", retry_after_s=0.25)
+
+    async with served(refuse) as channel:
+        error = await failing(channel)
+    assert (error.status, error.reason_name) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHED")
+    assert error.retry_after_s == 0.25
+    assert ("grpc-retry-pushback-ms", "250") in error.trailers
+
+
+async def test_a_fault_of_ours_says_little_and_the_server_lives_on() -> None:
+    async def fail(request: Any, context: Any) -> Any:
+        raise ZeroDivisionError("secret")
+
+    async with served(fail) as channel:
+        for _ in range(2):
+            error = await failing(channel)
+            assert (error.status, error.reason_name) == (grpc.StatusCode.INTERNAL, "FAILED")
+            assert "secret" not in error.message
+
+
+async def test_calls_over_the_limit_are_refused_while_the_others_go_on() -> None:
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Any, context: Any) -> Any:
+        entered.set()
+        await gate.wait()
+        return router_pb2.ListWorkersResponse()
+
+    async with served(wait, max_concurrent_rpcs=1) as channel:
+        first = router_pb2_grpc.RouterStub(channel).ListWorkers(router_pb2.ListWorkersRequest(), timeout=5)
+        await entered.wait()
+        assert (await failing(channel)).reason_name == "TOO_MANY_CALLS"
+        gate.set()
+        await first
+
+
+async def test_health_and_reflection_answer() -> None:
+    async with served(empty) as channel:
+        check = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service="headway.v1.Router"), timeout=5
+        )
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        async for answer in stub.ServerReflectionInfo(iter([asked]), timeout=5):
+            names = {service.name for service in answer.list_services_response.service}
+    assert {"headway.v1.Router", "grpc.health.v1.Health"} <= names
+
+
+async def test_the_handler_sees_the_callers_deadline() -> None:
+    seen: list[float] = []
+
+    async def look(request: Any, context: Any) -> Any:
+        seen.append(context.time_remaining())
+        return router_pb2.ListWorkersResponse()
+
+    async with served(look) as channel:
+        await router_pb2_grpc.RouterStub(channel).ListWorkers(router_pb2.ListWorkersRequest(), timeout=2.341)
+    assert 2.2 < seen[0] <= 2.35  # gRPC rounds up to 10 ms on the wire
+
+
+async def test_a_busy_port_stops_the_start_with_its_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(StartError, match=f"listen.*{address}.*in use"):
+            async with served(empty, listen=address):
+                pass

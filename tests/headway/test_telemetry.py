@@ -1,0 +1,199 @@
+import ast
+import asyncio
+import urllib.request
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from headway.telemetry import (
+    Answer,
+    Attribute,
+    Metrics,
+    MetricsEndpoint,
+    Outcome,
+    Span,
+    extract,
+    inject,
+    percentile,
+    start,
+    watch_loop_lag,
+)
+
+ROOT = Path(__file__).parents[2]
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """A real OTLP/gRPC endpoint that keeps the spans it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[trace_pb2.Span] = []
+        self.server = grpc.server(futures.ThreadPoolExecutor(1))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
+        self.url = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def Export(self, request, context):  # noqa: N802 - the contract's name
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.server.stop(None).wait()
+
+
+def _metrics() -> Metrics:
+    return Metrics("test", "0")
+
+
+def _sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_processes_in_one_test_do_not_share_metrics() -> None:
+    first, second = _metrics(), _metrics()
+    first.requests.labels("text", Outcome.SHED).inc()
+    assert _sample(first, "headway_requests_total", kind="text", outcome="shed") == 1
+    assert _sample(second, "headway_requests_total", kind="text", outcome="shed") is None
+
+
+def test_an_answer_counts_by_target_and_by_deadline() -> None:
+    metrics = _metrics()
+    metrics.record_answer("image", Answer("2 steps", "BEST_FIT", 0.8, slack_s=0.2, target_slack_s=-0.1))
+    assert _sample(metrics, "headway_attained_total", kind="image", by="deadline") == 1
+    assert _sample(metrics, "headway_missed_total", kind="image", by="target") == 1
+    assert _sample(metrics, "headway_missed_total", kind="image", by="deadline") is None
+    assert _sample(metrics, "headway_rungs_served_total", kind="image", rung="2 steps", reason="BEST_FIT") == 1
+
+
+def test_negative_slack_falls_in_a_negative_bucket() -> None:
+    metrics = _metrics()
+    metrics.record_answer("text", Answer("full", "BEST_FIT", 1, slack_s=-0.05, target_slack_s=-0.05))
+    assert _sample(metrics, "headway_slack_seconds_bucket", kind="text", le="-0.1") == 0
+    assert _sample(metrics, "headway_slack_seconds_bucket", kind="text", le="-0.03") == 1
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    units = ("_seconds", "_ratio", "_requests", "_info", "headway_workers")
+    for family in _metrics().registry.collect():
+        assert family.name.startswith("headway_")
+        assert family.documentation.endswith(".")
+        assert family.type == "counter" or family.name.endswith(units), family.name
+
+
+def test_the_endpoint_serves_until_it_is_closed() -> None:
+    endpoint = MetricsEndpoint(_metrics(), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{endpoint.port}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        assert b'headway_build_info{service="test",version="0"} 1.0' in answer.read()
+    with pytest.raises(OSError, match="in use"):
+        MetricsEndpoint(_metrics(), "127.0.0.1", endpoint.port)
+    endpoint.close()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=5)
+
+
+async def test_a_loop_that_wakes_late_shows_as_lag() -> None:
+    metrics = _metrics()
+    measured = asyncio.Event()
+    readings_s = iter([0.0, 0.002, 1.0, 1.06])
+
+    def clock() -> float:
+        if (now_s := next(readings_s, None)) is None:
+            measured.set()
+            return 2.0
+        return now_s
+
+    watching = asyncio.create_task(watch_loop_lag(metrics, interval_s=0.001, clock=clock))
+    await measured.wait()
+    watching.cancel()
+    assert _sample(metrics, "headway_event_loop_lag_p99_seconds") == pytest.approx(0.059)
+    assert _sample(metrics, "headway_event_loop_lag_seconds_bucket", le="0.0005") == 0
+    assert _sample(metrics, "headway_event_loop_lag_seconds_bucket", le="0.002") == 1
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 1))
+def test_a_percentile_is_a_value_with_the_share_at_or_below_it(values: list[float], share: float) -> None:
+    found = percentile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values) - 1e-9
+
+
+def test_spans_reach_the_collector_as_one_trace(collector: Collector) -> None:
+    tracing = start("test", collector.url, version="0", instance="a")
+    parent = extract((("traceparent", PARENT), ("key-bin", b"\x00")))
+    with tracing.span(Span.WORKER_CALL, parent, kind="text", budget_ms=12.5):
+        sent = dict(inject((("traceparent", "stale"), ("a", "b"))))
+        tracing.record(Span.WORKER_QUEUE, None, 10.0, 10.25, batch=3)
+    with pytest.raises(ValueError, match="boom"), tracing.span(Span.WORKER_STEP, parent):
+        raise ValueError("boom")
+    tracing.shutdown()
+    spans = {span.name: span for span in collector.spans}
+    call, queue = spans[Span.WORKER_CALL], spans[Span.WORKER_QUEUE]
+    assert {span.trace_id.hex() for span in spans.values()} == {PARENT.split("-")[1]}
+    assert call.parent_span_id.hex() == PARENT.split("-")[2]
+    assert queue.parent_span_id == call.span_id
+    assert queue.end_time_unix_nano - queue.start_time_unix_nano == pytest.approx(0.25e9, rel=1e-5)
+    assert sent == {"a": "b", "traceparent": f"00-{call.trace_id.hex()}-{call.span_id.hex()}-01"}
+    assert {item.key for item in call.attributes} == {Attribute.KIND, Attribute.BUDGET_MS}
+    assert spans[Span.WORKER_STEP].status.code == trace_pb2.Status.STATUS_CODE_ERROR
+
+
+def test_without_an_endpoint_the_callers_trace_is_passed_on() -> None:
+    tracing = start("test", None, version="0", instance="a")
+    with tracing.span(Span.ROUTER_CALL, extract((("traceparent", PARENT),)), kind="text"):
+        assert dict(inject())["traceparent"] == PARENT
+    assert inject() == ()
+    tracing.shutdown()
+
+
+def test_a_dead_collector_does_not_hold_up_the_end() -> None:
+    tracing = start("test", "http://127.0.0.1:1", version="0", instance="a")
+    with tracing.span(Span.WORKER_CALL):
+        pass
+    tracing.shutdown()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=80))
+def test_a_malformed_trace_context_is_no_context(text: str) -> None:
+    context = extract((("traceparent", text),))
+    assert context is None or dict(inject((), context))["traceparent"][:53] == text.strip()[:53]
+
+
+def _python_files() -> list[Path]:
+    return [path for top in ("headway", "services") for path in (ROOT / top).rglob("*.py")]
+
+
+def test_nothing_else_declares_metrics_or_spans() -> None:
+    for path in _python_files():
+        if path.name == "telemetry.py" and path.parent.name == "headway":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith(("prometheus_client", "opentelemetry")), path
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith(("prometheus", "opentelemetry")) for a in node.names), path
+
+
+def test_every_span_is_asked_for_by_its_declared_name() -> None:
+    for path in _python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "span":
+                assert not isinstance(node.args[0] if node.args else None, ast.Constant), path
+                assert all(k.arg is None or k.arg.upper() in Attribute.__members__ for k in node.keywords), path
