@@ -83,7 +83,5 @@ def _raise_exception(message: str) -> NoReturn:
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """bos_token and the like: a text, or an object whose `content` is the text."""
     named = {key: value for key, value in config.items() if key.endswith("_token") and value is not None}
-    contents = {
-        key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()
-    }
+    contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
     return {key: value for key, value in contents.items() if isinstance(value, str)}

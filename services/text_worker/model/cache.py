@@ -12,9 +12,7 @@ class KvCache:
     A slot keeps its last holder's content: who takes one writes from position 0 and masks what lies behind.
     """
 
-    def __init__(
-        self, config: LlamaConfig, *, slots: int, context: int, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, config: LlamaConfig, *, slots: int, context: int, dtype: torch.dtype = torch.float32) -> None:
         if slots < 1 or not 1 <= context <= config.context:
             raise ValueError(f"slots must be at least 1 and context from 1 to {config.context}")
         shape = (config.layers, slots, config.kv_heads, context, config.head_dim)

@@ -141,9 +141,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         raise CheckpointError("rope_parameters.partial_rotary_factor: only 1.0 is supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in SUPPORTED_ROPE:
-        raise CheckpointError(
-            f"rope_scaling.rope_type: {kind!r:.80} is not supported; supported: {SUPPORTED_ROPE}"
-        )
+        raise CheckpointError(f"rope_scaling.rope_type: {kind!r:.80} is not supported; supported: {SUPPORTED_ROPE}")
     if kind == "default":
         return theta, None
     factor = _number(rope, "factor", 1.0, 1e6)
@@ -164,9 +162,7 @@ def _size(raw: Mapping[str, Any], field: str, limit: int, default: int | None = 
     return value
 
 
-def _number(
-    raw: Mapping[str, Any], field: str, low: float, high: float, default: float | None = None
-) -> float:
+def _number(raw: Mapping[str, Any], field: str, low: float, high: float, default: float | None = None) -> float:
     value = default if raw.get(field) is None else raw[field]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise CheckpointError(f"{field}: must be a number from {low:g} to {high:g}, is {value!r:.80}")

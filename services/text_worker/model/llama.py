@@ -61,15 +61,11 @@ class Llama:
         """
         for span in spans:
             if not span.tokens or span.start < 0 or span.end > cache.context:
-                raise ValueError(
-                    f"span {span.start}..{span.end} is empty or over the context of {cache.context}"
-                )
+                raise ValueError(f"span {span.start}..{span.end} is empty or over the context of {cache.context}")
         batch = _lay_out(spans)
         hidden = functional.embedding(batch.tokens, self.weights.embedding)  # [rows, hidden]
         for index, layer in enumerate(self.weights.layers):
-            hidden = hidden + self._attention(
-                index, layer, self._norm(hidden, layer.input_norm), batch, cache
-            )
+            hidden = hidden + self._attention(index, layer, self._norm(hidden, layer.input_norm), batch, cache)
             hidden = hidden + _mlp(layer, self._norm(hidden, layer.post_norm))
         last = self._norm(hidden[batch.last_rows], self.weights.norm)
         return functional.linear(last, self.weights.head).float()
@@ -145,9 +141,7 @@ def _attend_singles(query: Tensor, index: int, batch: _Batch, cache: KvCache) ->
     slots, longest = batch.slots[batch.single], batch.single_mask.shape[-1]
     keys = cache.keys[index, slots, :, :longest]  # [singles, kv_heads, longest, head_dim]
     values = cache.values[index, slots, :, :longest]
-    grouped = query.view(
-        len(query), keys.shape[1], -1, query.shape[-1]
-    )  # [singles, kv_heads, group, head_dim]
+    grouped = query.view(len(query), keys.shape[1], -1, query.shape[-1])  # [singles, kv_heads, group, head_dim]
     mixed = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=batch.single_mask)
     return mixed.flatten(1, 2)
 

@@ -73,9 +73,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {""}
     for name in names:
         if not name.endswith(".safetensors") or name != Path(name).name or "\\" in name or "\0" in name:
-            raise CheckpointError(
-                f"{INDEX_FILE}: {name!r:.80} is not the name of a .safetensors file beside it"
-            )
+            raise CheckpointError(f"{INDEX_FILE}: {name!r:.80} is not the name of a .safetensors file beside it")
     return tuple(sorted(names))
 
 
@@ -100,9 +98,7 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab, config.hidden)
     layer = _layer_shapes(config)
-    shapes.update(
-        {f"model.layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
-    )
+    shapes.update({f"model.layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()})
     return shapes
 
 

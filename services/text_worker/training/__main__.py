@@ -21,15 +21,11 @@ STRIDE = 256  # tokens between the windows that start inside one long document
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder that the finished model is written to.")] = Path(
-        "models/text"
+    out: Annotated[Path, typer.Option(help="Folder that the finished model is written to.")] = Path("models/text"),
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints; kept, so that a stopped run goes on.")] = Path(
+        "build/text-training"
     ),
-    work: Annotated[
-        Path, typer.Option(help="Folder for checkpoints; kept, so that a stopped run goes on.")
-    ] = Path("build/text-training"),
-    steps: Annotated[
-        int, typer.Option(min=1, help="Optimiser steps; the cosine ends with the last.")
-    ] = Fit.steps,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the cosine ends with the last.")] = Fit.steps,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = Fit.batch,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, windows and dropout.")] = Fit.seed,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,

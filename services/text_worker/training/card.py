@@ -92,9 +92,7 @@ def _tensors(weights: Any) -> list[Any]:
 def _samples(model: Llama, tokenizer: TextTokenizer) -> list[dict[str, str]]:
     chats = [(q, tokenizer.encode_chat([{"role": "user", "content": q}])) for q in QUESTIONS]
     plain = [(text, tokenizer.encode(text)) for text in BEGINNINGS]
-    return [
-        {"prompt": text, "answer": _answer(model, tokenizer, tokens)} for text, tokens in (*chats, *plain)
-    ]
+    return [{"prompt": text, "answer": _answer(model, tokenizer, tokens)} for text, tokens in (*chats, *plain)]
 
 
 def _answer(model: Llama, tokenizer: TextTokenizer, prompt: list[int]) -> str:

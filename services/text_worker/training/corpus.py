@@ -96,9 +96,7 @@ def _question(name: str, node: ast.AST | None) -> str:
 
 def _comment_blocks(source: str) -> Iterator[str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = [
-        token for token in tokens if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
-    ]
+    comments = [token for token in tokens if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")]
     for _, run in groupby(enumerate(comments), key=lambda pair: pair[1].start[0] - pair[0]):
         yield "\n".join(token.string.lstrip("#!").removeprefix(" ") for _, token in run)
 
@@ -120,9 +118,7 @@ def _members(prefix: str, owner: object, depth: int) -> Iterator[Document]:
         described = callable(member) or inspect.isdatadescriptor(member)
         if name.startswith("__") or name in REPLACED or not described or not isinstance(doc, str):
             continue
-        question = (
-            f"What is {prefix}.{name}?" if inspect.isclass(member) else f"What does {prefix}.{name} do?"
-        )
+        question = f"What is {prefix}.{name}?" if inspect.isclass(member) else f"What does {prefix}.{name} do?"
         yield Document(question, paragraphs_of(doc))
         if inspect.isclass(member) and depth > 1:
             yield from _members(f"{prefix}.{name}", member, depth - 1)

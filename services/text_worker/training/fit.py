@@ -52,17 +52,14 @@ def loss_of(network: Network, inputs: Tensor, targets: Tensor, *, exact: bool = 
 
 
 @torch.no_grad()
-def held_out_loss(
-    network: Network, stream: TokenStream, context: int, batch: int, *, exact: bool = False
-) -> float:
+def held_out_loss(network: Network, stream: TokenStream, context: int, batch: int, *, exact: bool = False) -> float:
     """Mean loss over the whole held-out stream, cut into consecutive windows."""
     network.eval()
     count = (len(stream.tokens) - 1) // context
     inputs = stream.tokens[: count * context].view(count, context)
     targets = stream.tokens[1 : count * context + 1].view(count, context)
     losses = [
-        loss_of(network, inputs[i : i + batch], targets[i : i + batch], exact=exact).item()
-        * len(inputs[i : i + batch])
+        loss_of(network, inputs[i : i + batch], targets[i : i + batch], exact=exact).item() * len(inputs[i : i + batch])
         for i in range(0, count, batch)
     ]
     network.train()

@@ -42,9 +42,7 @@ class Attention(nn.Module):
         query, key = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin)
         group = self.shape.heads // self.shape.kv_heads
         key, value = (part.repeat_interleave(group, dim=1) for part in (key, heads[2]))
-        mixed = functional.scaled_dot_product_attention(
-            query.type_as(value), key.type_as(value), value, is_causal=True
-        )
+        mixed = functional.scaled_dot_product_attention(query.type_as(value), key.type_as(value), value, is_causal=True)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         return out
 

@@ -40,9 +40,7 @@ def template_of(folder: Path, config: dict[str, Any]) -> ChatTemplate:
 @pytest.mark.parametrize("source", [SECTIONS, CHAT_TEMPLATE])
 def test_renders_as_transformers_does(source: str, tmp_path: Path) -> None:
     theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>")
-    expected = theirs.apply_chat_template(
-        MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=True
-    )
+    expected = theirs.apply_chat_template(MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=True)
     for bos in ("<s>", {"content": "<s>", "special": True}):
         ours = template_of(tmp_path, {"bos_token": bos, "chat_template": source})
         assert ours.render(MESSAGES) == expected

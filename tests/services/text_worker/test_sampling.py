@@ -41,9 +41,7 @@ def test_greedy_takes_the_most_likely(logits: torch.Tensor) -> None:
 
 @given(ROWS, st.integers(1, 40), st.floats(0.05, 1.0), st.floats(0.1, 3.0))
 @settings(max_examples=100, deadline=None)
-def test_filters_keep_what_they_say(
-    logits: torch.Tensor, top_k: int, top_p: float, temperature: float
-) -> None:
+def test_filters_keep_what_they_say(logits: torch.Tensor, top_k: int, top_p: float, temperature: float) -> None:
     kept = probabilities(logits, Sampling(temperature, top_k, top_p))
     assert abs(kept.sum().item() - 1) < 1e-9
     assert kept[logits.argmax()] > 0

@@ -79,14 +79,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4
-)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4)
 
 
-@given(
-    field=st.sampled_from([*GOOD, "head_dim", "rope_theta", "rope_scaling", "rope_parameters"]), value=JSON
-)
+@given(field=st.sampled_from([*GOOD, "head_dim", "rope_theta", "rope_scaling", "rope_parameters"]), value=JSON)
 @settings(max_examples=150, deadline=None)
 def test_any_value_is_read_or_refused(field: str, value: object) -> None:
     with contextlib.suppress(CheckpointError):

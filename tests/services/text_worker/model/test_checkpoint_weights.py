@@ -106,9 +106,7 @@ def test_a_tensor_held_twice_is_refused(config: LlamaConfig, tensors: Tensors, t
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -4])
-def test_a_truncated_file_is_refused(
-    keep: int, config: LlamaConfig, tensors: Tensors, tmp_path: Path
-) -> None:
+def test_a_truncated_file_is_refused(keep: int, config: LlamaConfig, tensors: Tensors, tmp_path: Path) -> None:
     write(tmp_path, tensors)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -121,9 +119,7 @@ def test_a_missing_file_is_named(config: LlamaConfig, tmp_path: Path) -> None:
         load_weights(tmp_path, config)
 
 
-def test_old_extras_that_say_nothing_new_are_let_by(
-    config: LlamaConfig, tensors: Tensors, tmp_path: Path
-) -> None:
+def test_old_extras_that_say_nothing_new_are_let_by(config: LlamaConfig, tensors: Tensors, tmp_path: Path) -> None:
     tied = parse_config(CONFIG | {"tie_word_embeddings": True})
     write(tmp_path, tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
     weights = load_weights(tmp_path, tied)

@@ -92,9 +92,7 @@ def check_ragged(pair: Pair) -> None:
     for step in range(3):
         for i, tokens in enumerate(sequences):
             tokens.append((11 * i + step) % vocab)
-        logits = pair.ours.forward(
-            [Span(i, len(s) - 1, (s[-1],)) for i, s in enumerate(sequences)], pair.cache
-        )
+        logits = pair.ours.forward([Span(i, len(s) - 1, (s[-1],)) for i, s in enumerate(sequences)], pair.cache)
         for row, tokens in enumerate(sequences):
             torch.testing.assert_close(logits[row], pair.expected(tokens), atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -136,9 +134,7 @@ def test_bfloat16_stays_near_fp32(tmp_path: Path) -> None:
     pair, config = load_pair(folder), load_config(folder)
     tokens = prompt(40, 3, 97)
     cache = KvCache(config, slots=1, context=64, dtype=torch.bfloat16)
-    low = Llama(config, load_weights(folder, config, torch.bfloat16)).forward(
-        [Span(0, 0, tuple(tokens))], cache
-    )[0]
+    low = Llama(config, load_weights(folder, config, torch.bfloat16)).forward([Span(0, 0, tuple(tokens))], cache)[0]
     exact = pair.expected(tokens)
     assert low.dtype == torch.float32
     assert (low - exact).norm() < 0.1 * exact.norm()
