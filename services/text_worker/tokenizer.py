@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from services.text_worker.chat_template import ChatTemplate, load_chat_template
 from services.text_worker.model.config import CheckpointError, LlamaConfig, read_json, token_ids
+from services.text_worker.sampling import Sampling
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 REPLACEMENT = "\ufffd"
@@ -21,6 +22,8 @@ class TextTokenizer:
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     template: ChatTemplate | None
+    longest_token_chars: int
+    """A text of more characters than this for each token of room cannot fit."""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds what the checkpoint puts around a text, such as its begin token."""
@@ -55,7 +58,20 @@ def load_tokenizer(folder: Path, config: LlamaConfig) -> TextTokenizer:
         raise CheckpointError(f"tokenizer.json: ids up to {largest} do not fit vocab_size {config.vocab}")
     generation = _optional_json(folder / "generation_config.json")
     stated = token_ids(generation, "eos_token_id", config.vocab)
-    return TextTokenizer(tokenizer, stated or config.eos_ids, load_chat_template(folder))
+    longest = max(len(tokenizer.decode([i], skip_special_tokens=False)) for i in range(largest + 1))
+    return TextTokenizer(tokenizer, stated or config.eos_ids, load_chat_template(folder), max(1, longest))
+
+
+def load_sampling(folder: Path) -> Sampling:
+    """How generation_config.json wants tokens drawn; greedy unless it says `do_sample`. Raises CheckpointError."""
+    stated = _optional_json(folder / "generation_config.json")
+    if not stated.get("do_sample"):
+        return Sampling()
+    known = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {k: v for k, v in stated.items() if v is not None}
+    try:
+        return Sampling(float(known["temperature"]), int(known["top_k"]) or None, float(known["top_p"]))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"generation_config.json: {error}") from error
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

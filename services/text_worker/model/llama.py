@@ -53,6 +53,11 @@ class Llama:
         cos, sin = rotary_tables(config, context or config.context)
         self._cos, self._sin = cos.to(weights.norm.dtype), sin.to(weights.norm.dtype)
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied head is not counted again."""
+        return self.weights.parameters
+
     @torch.inference_mode()
     def forward(self, spans: Several[Span], cache: KvCache) -> Tensor:
         """Runs every span, writes its keys and values, returns its last token's logits, fp32 [spans, vocab].

@@ -44,6 +44,13 @@ class Weights:
     norm: Tensor  # [hidden]
     head: Tensor  # [vocab, hidden]
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied head is not counted again."""
+        own_head = () if self.head is self.embedding else (self.head,)
+        layered = (value for layer in self.layers for value in vars(layer).values() if value is not None)
+        return sum(tensor.numel() for tensor in (self.embedding, self.norm, *own_head, *layered))
+
 
 def load_weights(folder: Path, config: LlamaConfig, dtype: torch.dtype = torch.float32) -> Weights:
     """Reads every tensor. Raises CheckpointError naming the tensor or file and what is wrong."""

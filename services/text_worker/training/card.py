@@ -55,8 +55,7 @@ class Data:
 def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, held: Held) -> None:
     """Writes card.json and README.md beside the checkpoint in `out`, with samples drawn from it as served."""
     config = load_config(out)
-    weights = load_weights(out, config)
-    model, tokenizer = Llama(config, weights), load_tokenizer(out, config)
+    model, tokenizer = Llama(config, load_weights(out, config)), load_tokenizer(out, config)
     card: dict[str, Any] = {
         "name": "headway-text-3m",
         "kind": "text",
@@ -64,7 +63,7 @@ def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, 
         "licence": LICENCE,
         "data": {"source": f"standard library of CPython {platform.python_version()}", **asdict(data)},
         "seed": fit.seed,
-        "parameters": sum(size.numel() for size in _tensors(weights)),
+        "parameters": model.parameters,
         "precision": "float16",
         "shape": asdict(shape),
         "fit": asdict(fit),
@@ -81,12 +80,6 @@ def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, 
     }
     write_json(out / "card.json", card)
     (out / "README.md").write_text(_readme(card), encoding="utf-8")
-
-
-def _tensors(weights: Any) -> list[Any]:
-    """Every tensor once; the tied head is the embedding and not counted again."""
-    layered = [value for layer in weights.layers for value in vars(layer).values() if value is not None]
-    return [weights.embedding, weights.norm, *layered]
 
 
 def _samples(model: Llama, tokenizer: TextTokenizer) -> list[dict[str, str]]:

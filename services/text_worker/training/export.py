@@ -25,7 +25,7 @@ def write_checkpoint(out: Path, network: Network, tokenizer: Tokenizer, shape: S
     write_json(out / "config.json", _config(shape, begin, end))
     write_json(out / "tokenizer_config.json", _tokenizer_config(shape))
     ends = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
-    write_json(out / "generation_config.json", ends)
+    write_json(out / "generation_config.json", ends | {"do_sample": True, "temperature": 0.5, "top_p": 0.9})
 
 
 def rounded_to_shipped(network: Network) -> None:
