@@ -9,7 +9,7 @@ from headway.planning import Job, Option, Setting
 from services.text_worker.costs import TextCosts
 from services.text_worker.sequence import Sequence
 
-STRETCH_TOKENS = 4  # how far a sequence past its lowest goal is planned on, beside the next rung
+STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
 LEAST_CHUNK_TOKENS = 16
 
 
@@ -114,13 +114,16 @@ class TextScheduler:
 
 
 def options_of(work: Sequence, prefill: Cost) -> tuple[Option, ...]:
-    """How far `work` may still go, farthest first: its goals ahead, and past the lowest a few tokens, or only one.
+    """How far `work` may still go, farthest first: its goals ahead, and once past its floor a few tokens, or only one.
 
-    After one planned token the sequence ends, so a sequence goes on past its last affordable goal, token by token,
-    as long as the planner finds that a few more harm nobody.
+    After one planned token the sequence ends. So it goes on past its last affordable goal, token by token, as long as
+    the planner finds that a few more harm nobody.
     """
-    due_s, done = work.ticket.budget.due_s, work.new_tokens
-    ahead = [(goal.rung, goal.tokens - done) for goal in work.goals if goal.tokens > done]
+    done, most = work.new_tokens, work.goals[0].tokens
+    totals = {goal.tokens for goal in work.goals if goal.tokens > done}
     if work.over_floor:
-        ahead += [(work.reached, steps) for steps in (STRETCH_TOKENS, 1) if not ahead or steps < ahead[-1][1]]
-    return tuple(Option(rung, Load(due_s, 1, steps, prefill)) for rung, steps in ahead)
+        totals |= {min(done + steps, most) for steps in (STRETCH_TOKENS, 1)}
+    due_s = work.ticket.budget.due_s
+    return tuple(
+        Option(work.rung_at(total), Load(due_s, 1, total - done, prefill)) for total in sorted(totals, reverse=True)
+    )

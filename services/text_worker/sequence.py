@@ -1,7 +1,7 @@
 """The noun of the text engine: one request's tokens, where they are cached, and how far they are meant to go."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headway.quality import Ladder, Rung, Wish
 from headway.ticket import Ticket
@@ -83,10 +83,10 @@ class Sequence:
         """It may end now without breaking what the caller was promised at least."""
         return self.new_tokens >= self.goals[-1].tokens
 
-    @property
-    def reached(self) -> Rung:
-        """The best rung whose tokens are all there; the lowest allowed one before that."""
-        return next((goal.rung for goal in self.goals if goal.tokens <= self.new_tokens), self.goals[-1].rung)
+    def rung_at(self, tokens: int) -> Rung:
+        """The best rung that `tokens` new tokens reach (the lowest allowed one before that), with their own quality."""
+        rung = next((goal.rung for goal in self.goals if goal.tokens <= tokens), self.goals[-1].rung)
+        return replace(rung, quality=min(1.0, tokens / self.max_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +112,4 @@ def ending_of(sequence: Sequence, reason: text_pb2.FinishReason) -> Ending:
     natural = reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING)
     quality = 1.0 if natural else min(1.0, sequence.new_tokens / sequence.max_tokens)
     whole = quality == 1.0 and not sequence.ticket.wish.exact
-    return Ending(reason, LADDER.top if whole else sequence.reached, quality)
+    return Ending(reason, LADDER.top if whole else sequence.rung_at(sequence.new_tokens), quality)
