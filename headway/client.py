@@ -127,7 +127,7 @@ class AsyncHeadway:
 
     async def close(self) -> None:
         """Ends what is in flight and closes the connection."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     def text(self, request: text_pb2.GenerateRequest, *, deadline_s: float) -> AsyncIterator[text_pb2.GenerateResponse]:
         """Streams a plan, token chunks and a summary."""

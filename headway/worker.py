@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from opentelemetry import trace
 
 from headway import __version__
 from headway.config import WorkerConfig
@@ -145,13 +144,10 @@ class WorkerRuntime:
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:
-        span = trace.get_current_span()
-        span.set_attribute("headway.rung", served.rung.label)
-        span.set_attribute("headway.slack_ms", served.slack_ms)
-        parent = trace.set_span_in_context(span)
+        tracing = self.service.tracing
+        tracing.note(rung=served.rung.label, slack_ms=served.slack_ms, worker=served.worker_id)
         for stage in ticket.stages:
-            name = _STAGE_SPANS.get(stage.name, Span.WORKER_STEP)
-            self.service.tracing.record(name, parent, stage.start_s, stage.end_s)
+            tracing.record(_STAGE_SPANS.get(stage.name, Span.WORKER_STEP), None, stage.start_s, stage.end_s)
 
 
 def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
