@@ -5,6 +5,7 @@ workers: it plays the engines' loop forward, a batch of steps at a time.
 """
 
 import bisect
+import heapq
 import itertools
 import math
 from collections.abc import Sequence
@@ -139,42 +140,40 @@ def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, fore
     """When each load would finish, from now, in the order given (the order in which the engine prefers them).
 
     Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
-    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n squared) at worst.
+    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n log n).
     """
     finish = [ZERO] * len(loads)
-    steps_left = [load.steps_left for load in loads]
-    mean_ms = var_ms2 = 0.0  # plain numbers: this runs for every candidate plan, after every step
-    active, items, waiting = list[int](), 0, 0
+    mean_ms, var_ms2, played, items, waiting = 0.0, 0.0, 0, 0, 0  # plain numbers: this is the planner's inner loop
+    active: list[tuple[int, int]] = []  # a heap of (step after which it is done, index)
     while waiting < len(loads) or active:
         while waiting < len(loads) and (not active or items + loads[waiting].items <= max_batch):
-            setup = loads[waiting].setup
-            mean_ms, var_ms2 = mean_ms + setup.mean_ms, var_ms2 + setup.var_ms2
-            active.append(waiting)
-            items += loads[waiting].items
+            load = loads[waiting]
+            mean_ms, var_ms2 = mean_ms + load.setup.mean_ms, var_ms2 + load.setup.var_ms2
+            items += load.items
+            heapq.heappush(active, (played + load.steps_left, waiting))
             waiting += 1
-        rounds = min([steps_left[index] for index in active])
-        step = curve.at(min(items, max_batch))
-        passes = rounds * max(1, -(-items // max_batch))
-        mean_ms, var_ms2 = mean_ms + passes * step.mean_ms, var_ms2 + passes * step.var_ms2
-        done = Cost(mean_ms, var_ms2)
-        still = []
-        for index in active:
-            steps_left[index] -= rounds
-            if steps_left[index]:
-                still.append(index)
-            else:
-                finish[index] = done
-                items -= loads[index].items
-        active = still
+        rounds = active[0][0] - played
+        if rounds:
+            step = _step(items, curve, max_batch)
+            mean_ms, var_ms2 = mean_ms + rounds * step.mean_ms, var_ms2 + rounds * step.var_ms2
+            played += rounds
+        while active and active[0][0] == played:
+            _, index = heapq.heappop(active)
+            finish[index] = Cost(mean_ms, var_ms2)
+            items -= loads[index].items
     if not foreign:
         return finish
     return [cost + Cost(ahead_ms(load.due_s, foreign)) for load, cost in zip(loads, finish, strict=True)]
 
 
 def solo_ms(load: Load, curve: StepCurve, max_batch: int) -> float:
-    """What a load would take alone, mean."""
-    passes = load.steps_left * max(1, -(-load.items // max_batch))
-    return load.setup.mean_ms + passes * curve.at(min(load.items, max_batch)).mean_ms
+    """Mean device time of one load alone, as `predict_finish` has it."""
+    return load.setup.mean_ms + load.steps_left * _step(load.items, curve, max_batch).mean_ms
+
+
+def _step(items: int, curve: StepCurve, max_batch: int) -> Cost:
+    cost = curve.at(min(items, max_batch))
+    return cost if items <= max_batch else cost.times(math.ceil(items / max_batch))
 
 
 def ahead_ms(due_s: float, foreign: Foreign) -> float:
