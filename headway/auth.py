@@ -1,11 +1,117 @@
-from collections.abc import Mapping, Sequence
-from typing import Any
+"""Who calls: an API key or a client certificate names the tenant; nothing that a caller fills in does."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from headway.config import ServiceConfig
+from headway.errors import Unauthenticated
+from headway.yaml_file import read_mapping
+
+OPEN_TENANT = "default"
+"""The one tenant of a service without API keys and client certificates."""
+
+_TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BEARER = re.compile(r"[Bb]earer ([\x21-\x7e]{1,512})")
+
+
+class KeyFileError(ValueError):
+    """The file of API keys is not what it must be. Names the tenant; never shows what stands where a hash should."""
+
+
+class KeyRing:
+    """Which key is which tenant's. Keys are held as keyed hashes, so how long a look-up takes tells nothing of them."""
+
+    def __init__(self, tenants: Mapping[str, Iterable[str]]) -> None:
+        """`tenants`: to each tenant the SHA-256 digests of its keys, in lower-case hex. Raises `KeyFileError`."""
+        self._secret = secrets.token_bytes(32)
+        self._tenants: dict[bytes, str] = {}
+        for tenant, digests in tenants.items():
+            for digest in digests:
+                self._add(tenant, digest)
+
+    def tenant(self, key: str) -> str | None:
+        """Whose key this is; None when it is nobody's."""
+        return self._tenants.get(self._blind(hashlib.sha256(key.encode()).digest()))
+
+    def _add(self, tenant: str, digest: str) -> None:
+        blind = self._blind(bytes.fromhex(digest))
+        if self._tenants.setdefault(blind, tenant) != tenant:
+            raise KeyFileError(f"tenants {self._tenants[blind]} and {tenant} have a key in common")
+
+    def _blind(self, digest: bytes) -> bytes:
+        return hmac.digest(self._secret, digest, "sha256")
+
+
+def load_keys(path: Path) -> KeyRing:
+    """Reads a YAML file of `tenant: [sha256 of key, ...]`. Raises `KeyFileError`, or `YamlFileError` for the file."""
+    entries = read_mapping(path)
+    if not entries:
+        raise KeyFileError(f"{path}: names no tenant")
+    try:
+        return KeyRing({tenant: _digests(tenant, listed) for tenant, listed in entries.items()})
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}: {error}") from None
+
+
+def _digests(tenant: str, listed: object) -> list[str]:
+    if not _TENANT.fullmatch(tenant):
+        raise KeyFileError(f"tenant {tenant[:64]!r}: must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
+    if not isinstance(listed, list) or not listed:
+        raise KeyFileError(f"tenant {tenant}: must have a list of one or more SHA-256 digests")
+    for number, digest in enumerate(listed, 1):
+        if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+            raise KeyFileError(
+                f"tenant {tenant}, entry {number}: not a SHA-256 digest of 64 lower-case hex digits; plain keys are "
+                "refused; make one with: printf %s KEY | sha256sum"
+            )
+    return listed
 
 
 class Authenticator:
-    @classmethod
-    def from_config(cls, config: Any) -> "Authenticator":
-        return cls()
+    """Names the tenant of a call from its metadata and its connection."""
 
-    def tenant(self, metadata: Sequence[tuple[str, str | bytes]], auth_context: Mapping[str, Any]) -> str:
-        return "default"
+    def __init__(self, keys: KeyRing | None = None, *, mutual_tls: bool = False) -> None:
+        """`mutual_tls`: connections carry a client certificate that TLS has verified."""
+        self._keys, self._mutual_tls = keys, mutual_tls
+
+    @classmethod
+    def from_config(cls, config: ServiceConfig) -> "Authenticator":
+        """Reads the key file, if there is one. Raises `KeyFileError` or `YamlFileError`."""
+        keys = load_keys(config.api_keys) if config.api_keys is not None else None
+        return cls(keys, mutual_tls=config.tls_client_ca is not None)
+
+    def tenant(self, metadata: Iterable[tuple[str, str | bytes]], auth_context: Mapping[str, Iterable[bytes]]) -> str:
+        """The caller's tenant. A key decides before a certificate does. Raises `Unauthenticated`.
+
+        `auth_context` is gRPC's of the connection. Without keys and mutual TLS every caller is `OPEN_TENANT`.
+        """
+        if self._keys is None and not self._mutual_tls:
+            return OPEN_TENANT
+        given = [value for name, value in metadata if name == "authorization"]
+        if self._keys is not None and given:
+            return _by_key(self._keys, given)
+        if self._mutual_tls:
+            return _by_certificate(tuple(auth_context.get("x509_common_name", ())))
+        raise Unauthenticated("no API key; send metadata authorization: Bearer KEY")
+
+
+def _by_key(keys: KeyRing, given: list[str | bytes]) -> str:
+    match = _BEARER.fullmatch(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
+    if match is None:
+        raise Unauthenticated("authorization must be given once, as: Bearer KEY")
+    tenant = keys.tenant(match[1])
+    if tenant is None:
+        raise Unauthenticated("the API key is not known")
+    return tenant
+
+
+def _by_certificate(names: tuple[bytes, ...]) -> str:
+    name = names[0].decode("utf-8", "replace") if len(names) == 1 else ""
+    if not _TENANT.fullmatch(name):
+        raise Unauthenticated("the client certificate's common name is not a tenant's name")
+    return name

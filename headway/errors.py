@@ -22,11 +22,12 @@ HeadwayError
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -231,39 +232,47 @@ def from_rpc_error(error: Any) -> RemoteError:
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name
     trailers = tuple((str(key), value) for key, value in _pairs(error))
-    info, retry_after_s, violations = error_details_pb2.ErrorInfo(), None, {}
-    for detail in _details(error):
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
-            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest()
-            detail.Unpack(bad)
-            violations = {item.field: item.description for item in bad.field_violations}
+    try:
+        found = _read_details(error)
+    except (ValueError, DecodeError):  # a foreign hop rewrote the status, or sent garbage
+        found = _Details()
     return RemoteError(
         code,
         message,
-        _reason_of(info, code),
-        metadata=dict(info.metadata),
-        retry_after_s=retry_after_s,
-        violations=violations,
+        _reason_of(found.info, code),
+        metadata=dict(found.info.metadata),
+        retry_after_s=found.retry_after_s,
+        violations=found.violations,
         trailers=trailers,
     )
 
 
+@dataclass
+class _Details:
+    info: error_details_pb2.ErrorInfo = field(default_factory=error_details_pb2.ErrorInfo)
+    retry_after_s: float | None = None
+    violations: dict[str, str] = field(default_factory=dict)
+
+
+def _read_details(error: Any) -> _Details:
+    status = rpc_status.from_call(error)
+    found = _Details()
+    for detail in () if status is None else status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            detail.Unpack(found.info)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            found.retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            found.violations = {item.field: item.description for item in bad.field_violations}
+    return found
+
+
 def _pairs(error: Any) -> Iterable[tuple[str, str | bytes]]:
     return error.trailing_metadata() or ()
-
-
-def _details(error: Any) -> Sequence[any_pb2.Any]:
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # status and details disagree: a foreign hop rewrote one of them
-        return ()
-    return () if status is None else status.details
 
 
 def _reason_of(info: error_details_pb2.ErrorInfo, code: grpc.StatusCode) -> errors_pb2.ErrorReason:

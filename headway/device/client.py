@@ -1,0 +1,269 @@
+"""A worker's link to the device arbiter, for its engine thread."""
+
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from headway.device.wire import (
+    Declare,
+    Demand,
+    FrameReader,
+    Grant,
+    Message,
+    Others,
+    Ping,
+    ProtocolError,
+    Release,
+    Request,
+    check_declared,
+    check_time,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 16
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The device, for one step. `granted` is False when no arbiter answered; the step runs all the same."""
+
+    wait_s: float
+    granted: bool
+
+
+class _LinkLost(Exception):
+    """The arbiter closed, broke the protocol, or is silent."""
+
+
+class _Link:
+    """One connection. Reading is for the thread that holds the client's `_reading` lock; sending for any."""
+
+    def __init__(self, path: Path, patience_s: float) -> None:
+        """Connects, or raises OSError. Blocks for at most `patience_s`."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._reader = FrameReader()
+        self._sending = threading.Lock()
+        try:
+            self._socket.settimeout(patience_s)
+            self._socket.connect(str(path))
+            # The kernel's own timeouts: Python's would cost a second system call for each read.
+            self._socket.settimeout(None)
+            timeval = struct.pack("ll", int(patience_s), int(patience_s % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def send(self, message: Message) -> None:
+        """Sends at once or raises `_LinkLost`: an arbiter that has not read so much for so long is gone."""
+        frame = encode(message)
+        try:
+            with self._sending:
+                if self._socket.send(frame, socket.MSG_DONTWAIT) != len(frame):
+                    raise _LinkLost("the arbiter does not read")
+        except OSError as error:
+            raise _LinkLost(str(error)) from error
+
+    def read(self, flags: int = 0) -> tuple[Message, ...] | None:
+        """What has come; None when nothing came within the patience, or at once with MSG_DONTWAIT."""
+        try:
+            received = self._socket.recv(_READ_BYTES, flags)
+            if not received:
+                raise _LinkLost("the arbiter closed the connection")
+            return tuple(self._reader.feed(received))
+        except BlockingIOError:
+            return None
+        except (OSError, ProtocolError) as error:
+            raise _LinkLost(str(error)) from error
+
+    def wake(self) -> None:
+        """Ends a read in another thread."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class DeviceClient:
+    """Leases of the device for ONE engine thread, and the demand that workers tell each other.
+
+    A second thread that asks for a lease waits until the first has released its own. Without an arbiter
+    (`path` None, not there yet, dead, or silent for twice `patience_s`) steps run without a lease: counted in
+    `unleased`, logged once, and a thread of the client's own tries to connect again. Close it at the end.
+    """
+
+    def __init__(
+        self, path: Path | None, *, patience_s: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.unleased = 0
+        self._path = path
+        self._patience_s = patience_s
+        self._clock = clock
+        self._link: _Link | None = None
+        self._turn = threading.Lock()  # held for a whole lease
+        self._reading = threading.Lock()  # held while the socket is read
+        self._changing = threading.Lock()  # guards _link, _retrying, _declared
+        self._closed = threading.Event()
+        self._retrying: threading.Thread | None = None
+        self._declared: tuple[Demand, ...] = ()
+        self._others: tuple[Demand, ...] = ()
+        self._last_id = 0
+        if path is not None and not self._connect():
+            self._retry(None, f"no device arbiter at {path}")
+
+    @property
+    def connected(self) -> bool:
+        """Whether an arbiter is there, as far as is known."""
+        return self._link is not None
+
+    @contextmanager
+    def lease(self, *, latest_start_s: float, label: str = "") -> Iterator[Lease]:
+        """Holds the device for the block. Blocks until it is granted or the arbiter is known to be gone.
+
+        `latest_start_s`: the deadline less the remaining predicted cost, in monotonic seconds; finite.
+        `label` is for the log. An exception inside the block or while waiting gives the device back.
+        """
+        with self._turn:
+            began_s, link = self._clock(), self._link
+            self._last_id = (self._last_id + 1) & 0xFFFFFFFF
+            request = Request(self._last_id, check_time(latest_start_s), label)
+            granted = link is not None and self._request(link, request)
+            self.unleased += not granted
+            try:
+                yield Lease(self._clock() - began_s, granted)
+            finally:
+                if granted and link is not None:
+                    self._tell(link, Release(request.lease_id))
+
+    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
+        """Tells the other workers this client's admitted work by deadline, in place of what it told last.
+
+        `demand` holds (deadline in monotonic seconds, device time in ms) pairs; see `Demand`.
+        Never blocks on the arbiter. Raises `ProtocolError` for more than `MAX_BUCKETS` or impossible numbers.
+        """
+        checked = check_declared(demand)
+        with self._changing:
+            if checked == self._declared:
+                return
+            self._declared, link = checked, self._link
+        if link is not None:
+            self._tell(link, Declare(checked))
+
+    def others(self) -> tuple[Demand, ...]:
+        """The admitted work of the device's other workers, as last told. Never blocks; one system call."""
+        link = self._link
+        if link is not None and self._reading.acquire(blocking=False):
+            try:
+                while (messages := link.read(socket.MSG_DONTWAIT)) is not None:
+                    self._hear(messages)
+            except _LinkLost as lost:
+                self._lose(link, lost)
+            finally:
+                self._reading.release()
+        return self._others
+
+    def close(self) -> None:
+        """Gives everything back. A thread that waits for a lease goes on without one. Blocks for a moment."""
+        self._closed.set()
+        with self._changing:
+            retrying = self._retrying
+        if retrying is not None:
+            retrying.join()  # from here on nothing sets a new link
+        with self._changing:
+            link, self._link = self._link, None
+        if link is not None:
+            link.wake()
+            with self._reading:
+                link.close()
+
+    def _request(self, link: _Link, request: Request) -> bool:
+        with self._reading:
+            try:
+                link.send(request)
+                self._await_grant(link, request.lease_id)
+                return True
+            except _LinkLost as lost:
+                self._lose(link, lost)
+                return False
+            except BaseException:
+                self._tell(link, Release(request.lease_id))
+                raise
+
+    def _await_grant(self, link: _Link, lease_id: int) -> None:
+        asked = False
+        while True:
+            messages = link.read()
+            if messages is None and asked:
+                raise _LinkLost(f"the arbiter is silent for {2 * self._patience_s:g} s")
+            asked = messages is None
+            if messages is None:
+                link.send(Ping())
+            elif self._hear(messages, lease_id):
+                return
+
+    def _hear(self, messages: tuple[Message, ...], lease_id: int | None = None) -> bool:
+        """Keeps the news; returns whether `lease_id` was granted. Other grants are of withdrawn requests."""
+        granted = False
+        for message in messages:
+            match message:
+                case Others(demand):
+                    self._others = demand
+                case Grant(granted_id):
+                    granted = granted or granted_id == lease_id
+        return granted
+
+    def _tell(self, link: _Link, message: Message) -> None:
+        try:
+            link.send(message)
+        except _LinkLost as lost:
+            self._lose(link, lost)
+
+    def _connect(self) -> bool:
+        assert self._path is not None
+        try:
+            link = _Link(self._path, self._patience_s)
+        except OSError:
+            return False
+        with self._changing:
+            try:
+                link.send(Declare(self._declared))
+            except _LinkLost:
+                link.close()
+                return False
+            self._link = link
+        return True
+
+    def _lose(self, link: _Link, why: _LinkLost) -> None:
+        with self._changing:
+            if self._link is not link:
+                return
+            self._link, self._others = None, ()
+            link.wake()  # the arbiter sees the end at once; the reader, if there is one, too
+            self._retry(link, f"device arbiter lost: {why}")
+
+    def _retry(self, lost: _Link | None, why: str) -> None:
+        logger.warning("%s; steps run without a lease until it is back", why)
+        self._retrying = threading.Thread(target=self._keep_connecting, args=(lost,), name="device", daemon=True)
+        self._retrying.start()
+
+    def _keep_connecting(self, lost: _Link | None) -> None:
+        if lost is not None:
+            with self._reading:  # nobody reads it any more
+                lost.close()
+        wait_s = _FIRST_RETRY_S
+        while not self._closed.wait(wait_s):
+            if self._connect():
+                logger.info("device arbiter is back")
+                return
+            wait_s = min(wait_s * 2, _LAST_RETRY_S)

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from headway.calibration import Curves, cache_folder, calibrated, cost_of
+from headway.cost import Cost, StepCurve
+
+CURVES = {"decode": StepCurve(((1, Cost(2.0, 0.1)), (8, Cost(5.0, 0.2))))}
+
+
+class Measure:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> Curves:
+        self.calls += 1
+        return CURVES
+
+
+def test_a_host_is_measured_once(tmp_path: Path) -> None:
+    measure = Measure()
+    for _ in range(3):
+        assert calibrated(tmp_path, key=("engine", "hash"), measure=measure) == CURVES
+    assert measure.calls == 1
+    calibrated(tmp_path, key=("engine", "other"), measure=measure)
+    assert measure.calls == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '{"format": 1}',
+        '{"format": 9, "curves": {}}',
+        '{"format": 1, "curves": {"decode": []}}',
+        '{"format": 1, "curves": {"decode": [{"batch": 1, "mean_ms": -1, "var_ms2": 0}]}}',
+    ],
+)
+def test_nonsense_costs_a_measurement_and_nothing_else(tmp_path: Path, content: str) -> None:
+    measure = Measure()
+    calibrated(tmp_path, key=("k",), measure=measure)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(content)
+    assert calibrated(tmp_path, key=("k",), measure=measure) == CURVES
+    assert measure.calls == 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert calibrated(blocked / "below", key=("k",), measure=Measure()) == CURVES
+
+
+def test_the_folder_is_the_configured_one_else_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder(tmp_path) == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder(None) == tmp_path / "headway"
+
+
+def test_a_stall_does_not_become_the_rule() -> None:
+    cost = cost_of([10.0, 10.2, 9.9, 10.1, 10.0, 250.0])
+    assert cost.mean_ms == pytest.approx(10.05, abs=0.2)
+    assert 0 < cost.var_ms2 < 10_000

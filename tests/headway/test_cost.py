@@ -1,0 +1,83 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import Cost, LearnedScale, Load, StepCurve, predict_finish
+
+CURVE = StepCurve(((1, Cost(10.0, 1.0)), (4, Cost(16.0, 4.0)), (8, Cost(24.0, 4.0))))
+
+
+def test_means_and_variances_add_and_the_quantile_is_taken_once() -> None:
+    total = Cost(10, 4).times(3) + Cost(5, 4)
+    assert (total.mean_ms, total.var_ms2) == (35, 16)
+    assert total.quantile_ms(0.5) == pytest.approx(35)
+    assert total.quantile_ms(0.999) == pytest.approx(35 + 3.0902 * 4, rel=1e-4)
+    assert Cost(1, 100).quantile_ms(0.01) == 0
+
+
+def test_a_factor_of_its_own_widens_the_product() -> None:
+    product = Cost(10, 0).scaled(Cost(2.0, 0.25))
+    assert (product.mean_ms, product.var_ms2) == (20, 25)
+
+
+@pytest.mark.parametrize(("items", "mean_ms"), [(1, 10), (2, 12), (4, 16), (6, 20), (8, 24), (12, 32)])
+def test_the_curve_is_linear_between_and_beyond(items: int, mean_ms: float) -> None:
+    assert CURVE.at(items).mean_ms == pytest.approx(mean_ms)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (4, 4), (8, 4)])
+def test_a_curve_needs_rising_sizes(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="rising"):
+        StepCurve(tuple((size, Cost(1.0)) for size in sizes))
+
+
+def test_loads_that_fit_share_their_steps() -> None:
+    loads = [Load(1.0, 4, 2), Load(2.0, 4, 3)]
+    first, second = predict_finish(loads, CURVE, max_batch=8)
+    assert first.mean_ms == pytest.approx(2 * 24)
+    assert second.mean_ms == pytest.approx(2 * 24 + 16)
+
+
+def test_loads_that_do_not_fit_wait_in_order() -> None:
+    loads = [Load(1.0, 8, 1), Load(2.0, 4, 1), Load(3.0, 1, 1)]
+    assert [round(cost.mean_ms) for cost in predict_finish(loads, CURVE, max_batch=8)] == [24, 42, 42]
+
+
+def test_a_load_larger_than_a_batch_takes_several_passes() -> None:
+    (only,) = predict_finish([Load(1.0, 20, 2)], CURVE, max_batch=8)
+    assert only.mean_ms == pytest.approx(2 * 3 * 24)
+
+
+def test_setup_comes_before_the_first_step() -> None:
+    frame, text = predict_finish([Load(1.0, 1, 0, Cost(50, 9)), Load(2.0, 1, 1, Cost(5))], CURVE, max_batch=8)
+    assert (frame.mean_ms, frame.var_ms2) == (55, 9)  # both are taken up before the first step
+    assert text.mean_ms > frame.mean_ms
+
+
+def test_foreign_work_due_earlier_goes_first() -> None:
+    loads = [Load(1.0, 1, 1), Load(3.0, 1, 1)]
+    early, late = predict_finish(loads, CURVE, max_batch=1, foreign=[(2.0, 100.0)])
+    assert (early.mean_ms, late.mean_ms) == (10, 120)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 5)), min_size=1, max_size=12))
+def test_every_load_finishes_and_adding_one_at_the_end_helps_nobody(rows: list[tuple[int, int]]) -> None:
+    loads = [Load(float(index), items, steps) for index, (items, steps) in enumerate(rows)]
+    finish = predict_finish(loads, CURVE, max_batch=8)
+    before = predict_finish(loads[:-1], CURVE, max_batch=8)
+    assert all(math.isfinite(cost.mean_ms) for cost in finish)
+    assert all(a.mean_ms <= b.mean_ms + 1e-9 for a, b in zip(before, finish, strict=False))
+
+
+def test_the_scale_is_learned_and_one_stall_is_not_the_rule() -> None:
+    scale = LearnedScale()
+    for _ in range(200):
+        scale.observe(predicted_ms=10, actual_ms=15)
+    assert scale.value.mean_ms == pytest.approx(1.5, abs=0.01)
+    scale.observe(predicted_ms=10, actual_ms=1e6)
+    assert scale.value.mean_ms < 2
+    scale.observe(predicted_ms=0, actual_ms=5)
+    assert scale.value.mean_ms < 2

@@ -1,0 +1,140 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import Cost, Load, StepCurve
+from headway.errors import BudgetTooSmall, Shed
+from headway.planning import Job, Option, Setting, admit, plan_queue, reason_of
+from headway.quality import Rung
+from headway.v1 import common_pb2
+
+LOW, NORMAL, HIGH = common_pb2.PRIORITY_LOW, common_pb2.PRIORITY_NORMAL, common_pb2.PRIORITY_HIGH
+RUNGS = (Rung("4", 1.0, nfe=4), Rung("2", 0.9, nfe=2), Rung("1", 0.6, nfe=1))
+ALONE = Setting(now_s=0.0, curve=StepCurve(((1, Cost(100.0)),)), max_batch=1)
+
+
+def job(key: int, due_s: float, priority: int = NORMAL, target_s: float | None = None, rungs: int = 3) -> Job:
+    options = tuple(Option(rung, Load(due_s, 1, rung.nfe or 0)) for rung in RUNGS[:rungs])
+    return Job(key, priority, due_s, target_s or due_s, options)
+
+
+def labels(jobs: list[Job], setting: Setting = ALONE) -> list[str]:
+    plan = plan_queue(jobs, setting)
+    return [plan[one.key].option.rung.label for one in jobs]
+
+
+def test_everyone_gets_the_top_rung_when_there_is_time() -> None:
+    assert labels([job(1, 10), job(2, 10)]) == ["4", "4"]
+
+
+def test_a_short_deadline_lowers_its_own_request_no_further_than_it_takes() -> None:
+    assert labels([job(1, 0.25)]) == ["2"]
+    assert labels([job(1, 0.15)]) == ["1"]
+
+
+def test_one_request_is_lowered_for_another() -> None:
+    assert labels([job(1, 10), job(2, 0.45)]) == ["4", "4"]
+    assert sorted(labels([job(1, 0.7), job(2, 0.6)])) == ["2", "4"]
+
+
+def test_low_gives_way_before_normal_before_high() -> None:
+    assert labels([job(1, 0.61, HIGH), job(2, 0.6, LOW)]) == ["4", "2"]
+    assert labels([job(1, 0.61, HIGH), job(2, 0.6, NORMAL)]) == ["4", "2"]
+    assert labels([job(1, 0.61, NORMAL), job(2, 0.6, LOW)]) == ["4", "2"]
+
+
+def test_floors_are_kept() -> None:
+    assert labels([job(1, 0.25, rungs=1)]) == ["4"]
+
+
+def test_rungs_aim_at_the_target_where_it_can_be_met_and_at_the_deadline_where_not() -> None:
+    assert labels([job(1, 10, target_s=0.25)]) == ["2"]
+    assert labels([job(1, 0.45, target_s=0.05)]) == ["4"]
+
+
+def test_what_an_idle_worker_cannot_do_is_too_small() -> None:
+    with pytest.raises(BudgetTooSmall) as refused:
+        admit([], job(1, 0.05), ALONE, reserve_ms=5)
+    assert refused.value.least_budget_ms == pytest.approx(105)
+
+
+def test_what_cannot_be_done_behind_the_queue_is_shed_with_the_time_to_come_back() -> None:
+    queue = [job(key, 0.5 + key / 100) for key in range(1, 6)]
+    with pytest.raises(Shed) as refused:
+        admit(queue, job(9, 0.55), ALONE)
+    assert refused.value.retry_after_s is not None
+    assert 0 < refused.value.retry_after_s <= 0.5
+
+
+def test_a_newcomer_may_not_break_a_promise() -> None:
+    queue = [job(1, 0.11, rungs=3)]
+    with pytest.raises(Shed, match="admitted requests late"):
+        admit(queue, job(2, 0.105), ALONE)
+
+
+def test_a_promise_that_is_lost_already_does_not_close_the_worker() -> None:
+    lost = job(1, 0.01)
+    assert admit([lost], job(2, 5.0), ALONE)[2].level == 0
+
+
+def test_low_is_shed_before_high_is_lowered_and_normal_is_not() -> None:
+    queue = [job(1, 0.45, HIGH)]
+    with pytest.raises(Shed, match="high-priority"):
+        admit(queue, job(2, 0.44, LOW), ALONE)
+    assert admit(queue, job(2, 0.44, NORMAL), ALONE)[2].option.rung.label == "1"
+
+
+def test_the_reason_tells_pressure_from_a_small_budget() -> None:
+    tight, alone = job(1, 0.25), plan_queue([job(1, 0.25)], ALONE)[1]
+    assert reason_of(tight, alone.level, ALONE, exact=False, floored=False) == common_pb2.RUNG_REASON_BEST_FIT
+    loose = job(2, 0.65)
+    behind = plan_queue([job(1, 0.6, HIGH), loose], ALONE)[2]
+    assert behind.level > 0
+    reason = reason_of(loose, behind.level, ALONE, exact=False, floored=False)
+    assert reason == common_pb2.RUNG_REASON_QUEUE_PRESSURE
+    assert reason_of(loose, 2, ALONE, exact=False, floored=True) == common_pb2.RUNG_REASON_FLOOR
+    assert reason_of(loose, 0, ALONE, exact=True, floored=False) == common_pb2.RUNG_REASON_EXACT
+
+
+def kept(jobs: list[Job], levels: tuple[int, ...]) -> bool:
+    """Whether one job after another, by deadline, all are in time: an independent count, not the planner's."""
+    spent_s = 0.0
+    for one, level in sorted(zip(jobs, levels, strict=True), key=lambda pair: pair[0].due_s):
+        spent_s += one.options[level].load.steps_left * 0.1
+        if spent_s > one.due_s + 1e-9:
+            return False
+    return True
+
+
+queues = st.lists(
+    st.tuples(st.integers(1, 12), st.sampled_from([LOW, NORMAL, HIGH])),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda r: r[0],
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(queues)
+def test_if_any_plan_keeps_every_deadline_so_does_ours(rows: list[tuple[int, int]]) -> None:
+    jobs = [job(key, due * 0.1, priority) for key, (due, priority) in enumerate(rows)]
+    plan = plan_queue(jobs, ALONE)
+    ours = tuple(plan[one.key].level for one in jobs)
+    if any(kept(jobs, levels) for levels in itertools.product(range(3), repeat=len(jobs))):
+        assert kept(jobs, ours)
+
+
+@settings(deadline=None, max_examples=60)
+@given(queues, st.integers(1, 12))
+def test_admission_keeps_what_was_kept(rows: list[tuple[int, int]], due: int) -> None:
+    admitted: list[Job] = []
+    for key, (one_due, priority) in enumerate(rows):
+        newcomer = job(key, one_due * 0.1 + 0.05, priority)
+        try:
+            plan = admit(admitted, newcomer, ALONE)
+        except (Shed, BudgetTooSmall):
+            continue
+        admitted.append(newcomer)
+        assert kept(admitted, tuple(plan[one.key].level for one in admitted))
