@@ -5,6 +5,7 @@ workers: it plays the engines' loop forward, a batch of steps at a time.
 """
 
 import bisect
+import heapq
 import itertools
 import math
 from collections.abc import Sequence
@@ -139,35 +140,42 @@ def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, fore
     """When each load would finish, from now, in the order given (the order in which the engine prefers them).
 
     Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
-    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n squared) at worst.
+    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n log n).
     """
     finish = [ZERO] * len(loads)
-    steps_left = [load.steps_left for load in loads]
-    spent, active, waiting = ZERO, list[int](), 0
+    mean_ms, var_ms2, played, items, waiting = 0.0, 0.0, 0, 0, 0  # plain numbers: this is the planner's inner loop
+    active: list[tuple[int, int]] = []  # a heap of (step after which it is done, index)
     while waiting < len(loads) or active:
-        while waiting < len(loads) and _fits(loads, active, waiting, max_batch):
-            spent += loads[waiting].setup
-            active.append(waiting)
+        while waiting < len(loads) and (not active or items + loads[waiting].items <= max_batch):
+            load = loads[waiting]
+            mean_ms, var_ms2 = mean_ms + load.setup.mean_ms, var_ms2 + load.setup.var_ms2
+            items += load.items
+            heapq.heappush(active, (played + load.steps_left, waiting))
             waiting += 1
-        rounds = min(steps_left[index] for index in active)
-        spent += _step(loads, active, curve, max_batch).times(rounds)
-        for index in active:
-            steps_left[index] -= rounds
-            if steps_left[index] == 0:
-                finish[index] = spent
-        active = [index for index in active if steps_left[index] > 0]
-    return [cost + _ahead(load.due_s, foreign) for load, cost in zip(loads, finish, strict=True)]
+        rounds = active[0][0] - played
+        if rounds:
+            step = _step(items, curve, max_batch)
+            mean_ms, var_ms2 = mean_ms + rounds * step.mean_ms, var_ms2 + rounds * step.var_ms2
+            played += rounds
+        while active and active[0][0] == played:
+            _, index = heapq.heappop(active)
+            finish[index] = Cost(mean_ms, var_ms2)
+            items -= loads[index].items
+    if not foreign:
+        return finish
+    return [cost + Cost(ahead_ms(load.due_s, foreign)) for load, cost in zip(loads, finish, strict=True)]
 
 
-def _fits(loads: Sequence[Load], active: Sequence[int], candidate: int, max_batch: int) -> bool:
-    return not active or sum(loads[index].items for index in active) + loads[candidate].items <= max_batch
+def solo_ms(load: Load, curve: StepCurve, max_batch: int) -> float:
+    """Mean device time of one load alone, as `predict_finish` has it."""
+    return load.setup.mean_ms + load.steps_left * _step(load.items, curve, max_batch).mean_ms
 
 
-def _step(loads: Sequence[Load], active: Sequence[int], curve: StepCurve, max_batch: int) -> Cost:
-    items = sum(loads[index].items for index in active)
-    passes = max(1, math.ceil(items / max_batch))
-    return curve.at(min(items, max_batch)).times(passes)
+def _step(items: int, curve: StepCurve, max_batch: int) -> Cost:
+    cost = curve.at(min(items, max_batch))
+    return cost if items <= max_batch else cost.times(math.ceil(items / max_batch))
 
 
-def _ahead(due_s: float, foreign: Foreign) -> Cost:
-    return Cost(sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s))
+def ahead_ms(due_s: float, foreign: Foreign) -> float:
+    """Foreign work that is due earlier than `due_s`."""
+    return sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s)

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headway.cost import Cost, Foreign, Load, StepCurve, predict_finish
+from headway.cost import Cost, Foreign, Load, StepCurve, predict_finish, solo_ms
 from headway.errors import BudgetTooSmall, Shed
 from headway.quality import Rung
 from headway.v1 import common_pb2
@@ -159,7 +159,7 @@ def _moves_down(order: Sequence[Job], levels: Sequence[int], index: int, setting
     heapq.heapify(heap)
     moves = []
     while heap:
-        _, _, i, level = heapq.heappop(heap)
+        _, _, level, i = heapq.heappop(heap)
         moves.append(i)
         if level + 2 < len(order[i].options):
             heapq.heappush(heap, _move(order[i], i, level + 1, setting))
@@ -167,14 +167,15 @@ def _moves_down(order: Sequence[Job], levels: Sequence[int], index: int, setting
 
 
 def _move(job: Job, index: int, level: int, setting: Setting) -> tuple[int, float, int, int]:
+    """Sorts moves: by priority, then by quality lost for the time saved; among equals the least lowered job first.
+
+    Jobs in one batch share their steps, so that lowering one of them to the bottom saves little: equals go together.
+    """
     above, below = job.options[level], job.options[level + 1]
-    saved_ms = _solo_ms(above.load, setting) - _solo_ms(below.load, setting)
+    saved_ms = solo_ms(above.load, setting.curve, setting.max_batch)
+    saved_ms -= solo_ms(below.load, setting.curve, setting.max_batch)
     lost = above.rung.quality - below.rung.quality
-    return job.priority, lost / max(saved_ms, 1e-6), index, level
-
-
-def _solo_ms(load: Load, setting: Setting) -> float:
-    return predict_finish([load], setting.curve, setting.max_batch)[0].mean_ms
+    return job.priority, float(f"{lost / max(saved_ms, 1e-6):.3g}"), level, index
 
 
 def _apply(levels: Sequence[int], moves: Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """What every worker has in common: the `Worker` service, tickets, metrics and traces of its engine loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from headway.cost import predict_finish
 from headway.deadline import Budget, budget_of
 from headway.engine_loop import Batch, EngineLoop, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
-from headway.quality import Ladder, read_wish
+from headway.quality import Ladder, Rung, read_wish
 from headway.server import Registration, Served, Service
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
@@ -106,7 +106,7 @@ class WorkerRuntime:
         target_s = wish.target_s if wish.target_s is not None else self.config.default_target_s
         return Ticket(budget, wish, min(budget.due_s, budget.arrival_s + target_s))
 
-    async def events(self, work: Any) -> AsyncIterator[Any]:
+    async def events(self, work: Any) -> AsyncGenerator[Any, None]:
         """Admits `work`, then yields its plan, then the engine's events; the last is `Finished`.
 
         Raises the refusal, or the error that ended it. Leaving early cancels the work within one step.
@@ -124,10 +124,17 @@ class WorkerRuntime:
                 if isinstance(event, Finished):
                     return
 
-    def served(self, ticket: Ticket, asset: LoadedAsset, *, quality: float | None = None) -> common_pb2.Served:
-        """What was served, for the final message; counts the answer and traces its stages."""
+    def served(
+        self, ticket: Ticket, asset: LoadedAsset, *, rung: Rung | None = None, quality: float | None = None
+    ) -> common_pb2.Served:
+        """What was served, for the final message; counts the answer and traces its stages.
+
+        `rung` and `quality` where they are not the planned ones.
+        """
         now_s = self.service.clock()
-        served = ticket.served(now_s, worker_id=self.identity.worker_id, asset_hash=asset.hash, quality=quality)
+        served = ticket.served(
+            now_s, worker_id=self.identity.worker_id, asset_hash=asset.hash, rung=rung, quality=quality
+        )
         reason = common_pb2.RungReason.Name(served.reason).removeprefix("RUNG_REASON_").lower()
         self.service.metrics.record_answer(
             self.identity.kind_name,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.cost import Cost, LearnedScale, Load, StepCurve, predict_finish
+from headway.cost import Cost, LearnedScale, Load, StepCurve, predict_finish, solo_ms
 
 CURVE = StepCurve(((1, Cost(10.0, 1.0)), (4, Cost(16.0, 4.0)), (8, Cost(24.0, 4.0))))
 
@@ -81,3 +81,9 @@ def test_the_scale_is_learned_and_one_stall_is_not_the_rule() -> None:
     assert scale.value.mean_ms < 2
     scale.observe(predicted_ms=0, actual_ms=5)
     assert scale.value.mean_ms < 2
+
+
+@given(st.integers(1, 40), st.integers(0, 9), st.floats(0, 50))
+def test_alone_is_what_the_queue_of_one_takes(items: int, steps: int, setup_ms: float) -> None:
+    load = Load(1.0, items, steps, Cost(setup_ms))
+    assert solo_ms(load, CURVE, 8) == pytest.approx(predict_finish([load], CURVE, 8)[0].mean_ms)

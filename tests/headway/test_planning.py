@@ -138,3 +138,11 @@ def test_admission_keeps_what_was_kept(rows: list[tuple[int, int]], due: int) ->
             continue
         admitted.append(newcomer)
         assert kept(admitted, tuple(plan[one.key].level for one in admitted))
+
+
+def test_equals_are_lowered_together() -> None:
+    """One of a batch at the bottom would save little, since the others' steps run on."""
+    shared = Setting(now_s=0.0, curve=StepCurve(((1, Cost(100.0)), (8, Cost(110.0)))), max_batch=8)
+    steps = {Rung(str(count), count / 4): count for count in (4, 2, 1)}  # each step is worth the same
+    options = tuple(Option(rung, Load(0.3, 1, count)) for rung, count in steps.items())
+    assert labels([Job(key, NORMAL, 0.3, 0.3, options) for key in range(8)], shared) == ["2"] * 8
