@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import grpc
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -99,19 +100,23 @@ def print_error(console: Console, lines: Sequence[str]) -> None:
         console.print(Text(line, style="bold red" if number == 0 else ""), soft_wrap=True)
 
 
-def workers_table(answer: router_pb2.ListWorkersResponse) -> Table:
-    """The workers as the router sees them."""
-    table = Table("worker", "kind", "health", "engine", "assets", "in flight", "backlog", "last report")
+def print_workers(console: Console, answer: router_pb2.ListWorkersResponse) -> None:
+    """The workers as the router sees them, and below them what is wrong with those that are lost."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("worker", "kind", "health"):
+        table.add_column(name, no_wrap=True)
+    for name in ("in flight", "backlog", "report age"):
+        table.add_column(name, justify="right")
+    table.add_column("assets", overflow="fold")
+    table.add_column("engine", overflow="fold")
     for worker in answer.workers:
         health, style = _HEALTH.get(worker.health, ("unknown", ""))
+        figures = (str(worker.in_flight), ms(worker.backlog_ms), ms(worker.report_age_ms))
+        kind = common_pb2.Kind.Name(worker.kind).removeprefix("KIND_").lower()
         table.add_row(
-            worker.worker_id or worker.address,
-            common_pb2.Kind.Name(worker.kind).removeprefix("KIND_").lower(),
-            Text(health + (f": {worker.detail}" if worker.detail else ""), style=style),
-            worker.engine,
-            ", ".join(worker.assets),
-            str(worker.in_flight),
-            ms(worker.backlog_ms),
-            f"{ms(worker.report_age_ms)} ago",
+            worker.worker_id or "?", kind, Text(health, style), *figures, ", ".join(worker.assets), worker.engine
         )
-    return table
+    console.print(table)
+    for worker in answer.workers:
+        if worker.detail:
+            console.print(Text(f"{worker.address}: {worker.detail}"), soft_wrap=True)
