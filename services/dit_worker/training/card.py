@@ -98,8 +98,10 @@ to [0, 1]. The ladder is {", ".join(str(rung["steps"]) for rung in content["rung
 
 ## Recipe
 
-- Data: {data["name"]}; {data["licence"]}. {data["train"]} images to train on, {data["held_out"]} held
-  out, stratified, split seed {data["split_seed"]}. Nothing was fitted to, stopped by or chosen on those.
+- Data: {data["name"]};
+  {data["licence"]}. {data["train"]} images to train on, {data["held_out"]} held out, stratified, split seed
+  {data["split_seed"]}. The model was not fitted to, stopped by or chosen on those; the extractor was not fitted to
+  them either, but its layers were settled on with its accuracy on them in view.
 - Training: {training["steps"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread. The
   full list of settings is in `config.json`. One training run: no interval holds the spread between runs.
 - Limits: 8x8 grey digits, no guidance (w = 1). The extractor saw the train split, which flatters the floor.

@@ -30,7 +30,7 @@ class Digits:
 
 
 def digits(split_seed: int = SPLIT_SEED) -> Digits:
-    """1198 images to train on and 599 that nothing is ever fitted to or chosen by, stratified by class."""
+    """1198 images to train on and 599 that nothing is ever fitted to, stratified by class."""
     bunch = load_digits()
     train_x, held_x, train_y, held_y = train_test_split(
         bunch.data, bunch.target, test_size=HELD_OUT, stratify=bunch.target, random_state=split_seed
