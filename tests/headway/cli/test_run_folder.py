@@ -33,6 +33,10 @@ def test_one_mesh_at_a_time_and_the_state_goes_with_it(tmp_path: Path) -> None:
         ):
             pass
     assert (folder.state(), folder.is_held()) == (None, False)
+    with pytest.raises(ZeroDivisionError), folder.held():
+        folder.write(state)
+        raise ZeroDivisionError
+    assert (folder.state(), folder.is_held()) == (None, False)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"strange": 1}', "7"])
