@@ -122,5 +122,6 @@ def server_command(binary: Path, socket: Path, *, max_memory_mib: int = 256) -> 
         "maxmemory": f"{max_memory_mib}mb",
         "maxmemory-policy": "allkeys-lru",
         "daemonize": "no",
+        "loglevel": "warning",
     }
     return [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headway.cli.show import plan_line, served_line
+from headway.cli.show import plan_line, print_note, served_line
 from headway.client import Headway
 from headway.v1 import image_pb2, splat_pb2, text_pb2
 
@@ -28,7 +28,7 @@ def stream_text(mesh: Headway, request: text_pb2.GenerateRequest, deadline_s: fl
     for message in mesh.text(request, deadline_s=deadline_s):
         match message.WhichOneof("part"):
             case "plan":
-                notes.print(plan_line(message.plan), style="dim", highlight=False)
+                print_note(notes, plan_line(message.plan))
             case "chunk":
                 sys.stdout.write(message.chunk.text)
                 sys.stdout.flush()
@@ -39,13 +39,10 @@ def stream_text(mesh: Headway, request: text_pb2.GenerateRequest, deadline_s: fl
 
 def _text_ended(summary: text_pb2.GenerateSummary, notes: Console) -> None:
     why = text_pb2.FinishReason.Name(summary.finish_reason).removeprefix("FINISH_REASON_").lower()
-    notes.print(served_line(summary.served), style="dim", highlight=False)
+    print_note(notes, served_line(summary.served))
     usage = summary.usage
-    notes.print(
-        f"ended by {why}: {usage.completion_tokens} tokens after {usage.prompt_tokens}; seed {summary.seed}",
-        style="dim",
-        highlight=False,
-    )
+    tokens = f"{usage.completion_tokens} tokens after {usage.prompt_tokens}"
+    print_note(notes, f"ended by {why}: {tokens}; seed {summary.seed}")
 
 
 def save_images(
@@ -59,18 +56,18 @@ def save_images(
     """Writes each image into `folder` as it comes, under its number and label."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True) as progress:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("images", total=request.count or len(request.labels))
         for message in mesh.images(request, deadline_s=deadline_s):
             match message.WhichOneof("part"):
                 case "plan":
-                    progress.console.print(plan_line(message.plan), style="dim", highlight=False)
+                    print_note(progress.console, plan_line(message.plan))
                 case "batch":
                     _write(message.batch.images, folder, suffix)
                     progress.advance(task, len(message.batch.images))
                 case "summary":
-                    progress.console.print(served_line(message.summary.served), style="dim", highlight=False)
-    notes.print(f"wrote {int(progress.tasks[0].completed)} images to {folder}", highlight=False)
+                    print_note(progress.console, served_line(message.summary.served))
+    print_note(notes, f"wrote {int(progress.tasks[0].completed)} images to {folder}")
 
 
 def _write(images: Iterable[image_pb2.Image], folder: Path, suffix: str) -> None:
@@ -82,12 +79,12 @@ def save_frame(mesh: Headway, request: splat_pb2.RenderRequest, deadline_s: floa
     """Writes the frame to `file`."""
     with notes.status("rendering"):
         answer = mesh.render(request, deadline_s=deadline_s)
-    notes.print(plan_line(answer.plan), style="dim", highlight=False)
-    notes.print(served_line(answer.served), style="dim", highlight=False)
+    print_note(notes, plan_line(answer.plan))
+    print_note(notes, served_line(answer.served))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(answer.frame.data)
     frame = answer.frame
     size = f"{frame.width}x{frame.height}"
     drawn = f"{frame.rendered_width}x{frame.rendered_height}"
     scaled = "" if size == drawn else f", rendered at {drawn}"
-    notes.print(f"wrote {file}: {size}{scaled}, {frame.gaussians} gaussians", highlight=False)
+    print_note(notes, f"wrote {file}: {size}{scaled}, {frame.gaussians} gaussians")

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from headway.errors import HeadwayError
 
 _MOST_RUNGS = 4
 _START_S = 300.0
+_SETTLE_S = 5.0
+_FITS = 0.6
 
 
 def run_demo(folder: Path, models: Path, address: str | None, console: Console) -> None:
@@ -74,7 +77,7 @@ def choose_deadlines_s(kind: Kind) -> list[float]:
     A rung's deadline lies halfway between its own cost and that of the next better one, and the hops' share is added.
     Raises the error of a request that fails with ample time.
     """
-    kind.send(GENEROUS_S)  # the first request of a process pays for things that later ones do not
+    _settle(kind)
     costs_ms, kept_ms = [], 0.0
     for label in _some(kind.rungs()):
         shot = kind.send(GENEROUS_S, exact=label)
@@ -84,6 +87,19 @@ def choose_deadlines_s(kind: Kind) -> list[float]:
         kept_ms = max(kept_ms, GENEROUS_S * 1000 - shot.plan.budget_ms)
     between = [(cost + better) / 2 for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
     return [GENEROUS_S, *((cost + kept_ms) / 1000 for cost in between), (costs_ms[-1] * 0.3 + kept_ms) / 1000]
+
+
+def _settle(kind: Kind) -> None:
+    """Sends until the worker's predictions fit: it may have measured its costs while the machine was busy.
+
+    The first request does not count; it pays for what later ones need not.
+    """
+    kind.send(GENEROUS_S)
+    end_s = time.monotonic() + _SETTLE_S
+    while time.monotonic() < end_s:
+        shot = kind.send(GENEROUS_S)
+        if shot.plan is None or shot.took_s * 1000 > shot.plan.predicted_p50_ms * _FITS:
+            return
 
 
 def _some(labels: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """The three kinds of work that the demo sends, each through the same client that users have."""
 
 import io
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from headway.requests import images_request, look_at, render_request, service_le
 from headway.v1 import common_pb2, image_pb2, splat_pb2, text_pb2
 
 GENEROUS_S = 20.0
-IMAGES = 64
 _TOKENS = 120
-_SHEET_PX = 512
-_PROMPT = "PROMPT"
+_DIGITS, _EACH = 10, 6
+_GAP_PX, _SCALE = 1, 6
+_PROMPT = "The iterator protocol"
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,18 @@ class Text:
 
     def send(self, deadline_s: float, *, exact: str | None = None, shown: bool = False) -> Shot:
         level = service_level(exact=exact)
-        request = text_request(_PROMPT, max_tokens=_TOKENS, temperature=0.7, seed=7, level=level)
+        request = text_request(_PROMPT, max_tokens=_TOKENS, temperature=0.6, top_p=0.9, seed=3, level=level)
 
         def call(answer: _Answer) -> None:
             for message in self._mesh.text(request, deadline_s=deadline_s):
                 self._take(message, answer, shown)
 
         if shown:
-            self._console.print(f"[bold]deadline {ms(deadline_s * 1000)}[/] [cyan]{_PROMPT}[/]", end="")
-        return _timed(deadline_s, call)
+            self._console.print(f"[bold]{ms(deadline_s * 1000)}[/] [cyan]{_PROMPT}[/]", end="", highlight=False)
+        shot = _timed(deadline_s, call)
+        if shown and shot.error is not None:
+            self._console.print(f" [yellow]{shot.error.reason_name.lower().replace('_', ' ')}[/]\n")
+        return shot
 
     def _take(self, message: text_pb2.GenerateResponse, answer: _Answer, shown: bool) -> None:
         match message.WhichOneof("part"):
@@ -120,7 +122,7 @@ class Images:
 
     def send(self, deadline_s: float, *, exact: str | None = None, shown: bool = False) -> Shot:
         # Without a seed: with one, the router's cache would rightly answer the later requests.
-        labels = [index % 10 for index in range(IMAGES)]
+        labels = list(range(_DIGITS)) * _EACH
         request = images_request(labels, format="png", level=service_level(exact=exact))
 
         def call(answer: _Answer) -> None:
@@ -133,23 +135,19 @@ class Images:
                         images.extend(message.batch.images)
                     case "summary":
                         answer.served = message.summary.served
-            if shown:
+            if shown and images:
                 answer.result = _save_sheet(images, self._folder / f"images-{_stem(deadline_s)}.png")
 
         return _timed(deadline_s, call)
 
 
 def _save_sheet(images: Sequence[image_pb2.Image], file: Path) -> str:
-    columns = math.ceil(math.sqrt(len(images)))
-    side = images[0].width
-    scale = max(1, _SHEET_PX // (columns * side))
-    sheet = Pixels.new(
-        "L" if images[0].channels == 1 else "RGB", (columns * side, math.ceil(len(images) / columns) * side)
-    )
+    cell = images[0].width + _GAP_PX
+    sheet = Pixels.new("L" if images[0].channels == 1 else "RGB", (_DIGITS * cell, _EACH * cell))
     for image in images:
-        at = (image.index % columns * side, image.index // columns * side)
+        at = (image.index % _DIGITS * cell, image.index // _DIGITS * cell)
         sheet.paste(Pixels.open(io.BytesIO(image.data)), at)
-    sheet.resize((sheet.width * scale, sheet.height * scale), Pixels.Resampling.NEAREST).save(file)
+    sheet.resize((sheet.width * _SCALE, sheet.height * _SCALE), Pixels.Resampling.BICUBIC).save(file)
     return str(file)
 
 

@@ -136,7 +136,7 @@ def status(
     if as_json:
         _print_json(answer)
     else:
-        Console().print(show.workers_table(answer))
+        show.print_workers(Console(), answer)
         print("prefix cache:", "reachable" if answer.prefix_cache_reachable else "not reachable")
     if any(worker.health != router_pb2.WORKER_HEALTH_HEALTHY for worker in answer.workers):
         raise typer.Exit(show.EXIT_FAILED)

@@ -67,8 +67,10 @@ class RunFolder:
                 state = self.state()
                 who = f" (process {state.pid}, {state.listen})" if state is not None else ""
                 raise RunFolderError(f"a mesh runs already{who}; end it with: headway down")
-            yield
-            self._state_file.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self._state_file.unlink(missing_ok=True)
         finally:
             os.close(lock)
 

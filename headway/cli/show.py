@@ -1,8 +1,9 @@
 """How plans, answers, workers and refusals look on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -53,7 +54,8 @@ def error_lines(error: HeadwayError, address: str) -> list[str]:
     if is_unreachable(error):
         return [f"cannot reach {address}: {error.message}", "start a mesh with: headway up"]
     lines = [f"{error.reason_name}: {error.message}"]
-    lines += [f"  {field}: {problem}" for field, problem in getattr(error, "violations", {}).items()]
+    violations: Mapping[str, str] = getattr(error, "violations", {})
+    lines += [f"  {field}: {problem}" for field, problem in violations.items() if problem not in error.message]
     if (least_ms := error.metadata.get("least_budget_ms")) is not None:
         lines.append(f"  a budget of at least {least_ms} ms would do")
     if error.retry_after_s is not None:
@@ -87,25 +89,34 @@ def served_line(served: common_pb2.Served) -> str:
     )
 
 
+def print_note(console: Console, line: str) -> None:
+    """Prints what is beside the answer, in one line however narrow the terminal."""
+    console.print(Text(line, style="dim"), soft_wrap=True)
+
+
 def print_error(console: Console, lines: Sequence[str]) -> None:
     """Prints the lines; the first stands out."""
     for number, line in enumerate(lines):
         console.print(Text(line, style="bold red" if number == 0 else ""), soft_wrap=True)
 
 
-def workers_table(answer: router_pb2.ListWorkersResponse) -> Table:
-    """The workers as the router sees them."""
-    table = Table("worker", "kind", "health", "engine", "assets", "in flight", "backlog", "last report")
+def print_workers(console: Console, answer: router_pb2.ListWorkersResponse) -> None:
+    """The workers as the router sees them, and below them what is wrong with those that are lost."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("worker", "kind", "health"):
+        table.add_column(name, no_wrap=True)
+    for name in ("in flight", "backlog", "report age"):
+        table.add_column(name, justify="right")
+    table.add_column("assets", overflow="fold")
+    table.add_column("engine", overflow="fold")
     for worker in answer.workers:
         health, style = _HEALTH.get(worker.health, ("unknown", ""))
+        figures = (str(worker.in_flight), ms(worker.backlog_ms), ms(worker.report_age_ms))
+        kind = common_pb2.Kind.Name(worker.kind).removeprefix("KIND_").lower()
         table.add_row(
-            worker.worker_id or worker.address,
-            common_pb2.Kind.Name(worker.kind).removeprefix("KIND_").lower(),
-            Text(health + (f": {worker.detail}" if worker.detail else ""), style=style),
-            worker.engine,
-            ", ".join(worker.assets),
-            str(worker.in_flight),
-            ms(worker.backlog_ms),
-            f"{ms(worker.report_age_ms)} ago",
+            worker.worker_id or "?", kind, Text(health, style), *figures, ", ".join(worker.assets), worker.engine
         )
-    return table
+    console.print(table)
+    for worker in answer.workers:
+        if worker.detail:
+            console.print(Text(f"{worker.address}: {worker.detail}"), soft_wrap=True)

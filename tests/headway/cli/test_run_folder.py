@@ -1,3 +1,4 @@
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_one_mesh_at_a_time_and_the_state_goes_with_it(tmp_path: Path) -> None:
             folder.held(),
         ):
             pass
+    assert (folder.state(), folder.is_held()) == (None, False)
+
+
+def test_a_failure_leaves_no_state(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with contextlib.suppress(ZeroDivisionError), folder.held():
+        folder.write(State(1, "127.0.0.1:1", False))
+        raise ZeroDivisionError
     assert (folder.state(), folder.is_held()) == (None, False)
 
 
