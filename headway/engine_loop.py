@@ -55,10 +55,10 @@ class Scheduler(Protocol[W]):
     """Decides; pure but for reading the works it is given."""
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
-        """What the planner must know: step costs scaled by `scale`, batch limit, quantiles."""
+        """What the planner must know: step costs as calibrated, `scale`, batch limit, quantiles."""
 
-    def job(self, work: W, now_s: float, scale: Cost) -> Job:
-        """The rungs that `work` may still take from now, best first, and what is left to do at each."""
+    def job(self, work: W, now_s: float) -> Job:
+        """The rungs that `work` may still take from now, best first, and what is left to do at each, as calibrated."""
 
     def next_batch(self, works: Sequence[W], now_s: float, scale: Cost) -> "Batch[W] | None":
         """The next step over admitted works, which come in the planner's order; None when none is ready."""
@@ -172,7 +172,7 @@ class EngineLoop(Generic[W]):
             ticket.budget.check(now_s)
             scale = self._scale.value
             setting = self._scheduler.setting(now_s, self._device.others(), scale)
-            job = self._scheduler.job(work, now_s, scale)
+            job = self._scheduler.job(work, now_s)
             plan = admit(self._jobs(now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
             self._promise(ticket, plan[job.key], setting)
             self._works[ticket.key] = work
@@ -196,9 +196,8 @@ class EngineLoop(Generic[W]):
     # --- shared, under the lock
 
     def _jobs(self, now_s: float) -> list[Job]:
-        scale = self._scale.value
         works = [work for work in self._works.values() if not work.ticket.cancelled]
-        return [self._scheduler.job(work, now_s, scale) for work in works]
+        return [self._scheduler.job(work, now_s) for work in works]
 
     def _follow(self, plan: QueuePlan) -> None:
         for key, choice in plan.items():
@@ -330,7 +329,8 @@ class EngineLoop(Generic[W]):
 def _latest_start_s(batch: Batch[Any], setting: Setting) -> float:
     """The latest time at which a step may begin for its most urgent work to be done when due."""
     loads: list[Load] = [work.ticket.choice.option.load for work in batch.works if work.ticket.choice is not None]
-    starts_s = [load.due_s - solo_ms(load, setting.curve, setting.max_batch) / 1000 for load in loads]
+    factor = setting.scale.mean_ms / 1000
+    starts_s = [load.due_s - solo_ms(load, setting.curve, setting.max_batch) * factor for load in loads]
     return min(starts_s, default=setting.now_s)
 
 

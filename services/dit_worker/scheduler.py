@@ -35,18 +35,19 @@ class DitScheduler:
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         return Setting(
             now_s,
-            self.costs.step.scaled(scale),
+            self.costs.step,
             self.max_batch,
+            scale,
             foreign,
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,
         )
 
-    def job(self, work: SampleGroup, now_s: float, scale: Cost) -> Job:
+    def job(self, work: SampleGroup, now_s: float) -> Job:
         """The allowed rungs that still need a step: the remaining time is cut anew for each of them."""
         ticket = work.ticket
-        setup = self._around(work).scaled(scale)
+        setup = self._around(work)
         options = tuple(
             Option(rung, Load(ticket.budget.due_s, work.items, rung.nfe - ticket.steps_executed, setup))
             for rung in ticket.wish.allowed

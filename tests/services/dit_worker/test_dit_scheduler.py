@@ -43,7 +43,7 @@ class Rig:
         self.engine = DitEngine(flow, SCHEDULER, lambda: self.now_s)
 
     def plan(self, *works: SampleGroup) -> list[SampleGroup]:
-        jobs = [SCHEDULER.job(work, self.now_s, SAME) for work in works]
+        jobs = [SCHEDULER.job(work, self.now_s) for work in works]
         plan = plan_queue(jobs, SCHEDULER.setting(self.now_s, (), SAME))
         by_key = {work.ticket.key: work for work in works}
         for key, choice in plan.items():
@@ -61,7 +61,7 @@ class Rig:
 
 
 def labels(work: SampleGroup) -> list[str]:
-    return [option.rung.label for option in SCHEDULER.job(work, 0.0, SAME).options]
+    return [option.rung.label for option in SCHEDULER.job(work, 0.0).options]
 
 
 def test_rungs_already_passed_are_no_longer_options():
@@ -70,16 +70,15 @@ def test_rungs_already_passed_are_no_longer_options():
     work.ticket.steps_executed = 1
     assert labels(work) == ["4", "2"]
     work.ticket.steps_executed = 3
-    options = SCHEDULER.job(work, 0.0, SAME).options
+    options = SCHEDULER.job(work, 0.0).options
     assert [(option.rung.label, option.load.steps_left) for option in options] == [("4", 1)]
 
 
 def test_noise_is_counted_before_the_first_step_and_encoding_always():
     work = group()
-    assert SCHEDULER.job(work, 0.0, SAME).options[0].load.setup == Cost(10.0)
+    assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(10.0)
     work.begun = True
-    assert SCHEDULER.job(work, 0.0, SAME).options[0].load.setup == Cost(7.0)
-    assert SCHEDULER.job(work, 0.0, Cost(2.0)).options[0].load.setup == Cost(14.0)
+    assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(7.0)
 
 
 def test_a_step_takes_the_longest_run_that_fits(tiny):
@@ -161,7 +160,7 @@ def test_stages_cover_the_work_and_samples_are_freed(tiny):
 )
 def test_a_step_never_exceeds_the_largest_batch_and_never_skips_the_front(sizes, budgets):
     works = [group(size, budget_s) for size, budget_s in zip(sizes, budgets, strict=False)]
-    jobs = [SCHEDULER.job(work, 0.0, SAME) for work in works]
+    jobs = [SCHEDULER.job(work, 0.0) for work in works]
     plan = plan_queue(jobs, SCHEDULER.setting(0.0, (), SAME))
     order = sorted(works, key=lambda work: list(plan).index(work.ticket.key))
     for work in works:
