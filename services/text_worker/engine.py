@@ -98,8 +98,7 @@ class TextEngine:
             return self._end(sequence, text_pb2.FINISH_REASON_STOP_STRING, now_s, (token,), text)
         if sequence.complete:
             return self._end(sequence, text_pb2.FINISH_REASON_LENGTH, now_s, (token,), text)
-        assert ticket.choice is not None
-        if ticket.choice.option.load.steps_left <= 1 and sequence.over_floor:
+        if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
             return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, (token,), text)
         return [(ticket, Delta((token,), sequence.new_tokens - 1, text))]
 
@@ -133,3 +132,9 @@ class TextEngine:
             Stage("prefill", prefill_ms, started_s, first_s),
             Stage("decode", decode_ms, first_s, now_s),
         ]
+
+
+def _planned_end(ticket: Ticket) -> bool:
+    """The plan that this step was run under wanted no token after it."""
+    assert ticket.choice is not None
+    return ticket.choice.option.load.steps_left <= 1

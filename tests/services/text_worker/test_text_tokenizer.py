@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from services.text_worker.model.config import CheckpointError, LlamaConfig, parse_config
-from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer, load_tokenizer
+from services.text_worker.sampling import Sampling
+from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer, load_sampling, load_tokenizer
 
 TEXTS = [
     "The budget is the time left until the deadline.",
@@ -28,7 +29,7 @@ def byte_level() -> TextTokenizer:
         vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return TextTokenizer(tokenizer, frozenset({1}), None)
+    return TextTokenizer(tokenizer, frozenset({1}), None, 8)
 
 
 def byte_fallback() -> TextTokenizer:
@@ -40,7 +41,7 @@ def byte_fallback() -> TextTokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return TextTokenizer(tokenizer, frozenset(), None)
+    return TextTokenizer(tokenizer, frozenset(), None, 8)
 
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
@@ -112,6 +113,25 @@ def test_end_tokens_come_from_the_generation_config_first(
     generation: object, expected: set[int], tmp_path: Path
 ) -> None:
     assert load_tokenizer(folder_with(tmp_path, generation), config()).eos_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({}, Sampling()),
+        ({"temperature": 0.7}, Sampling()),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 0}, Sampling(0.7, None, 1.0)),
+        ({"do_sample": True, "top_p": 0.9}, Sampling(1.0, 50, 0.9)),
+    ],
+)
+def test_how_to_draw_comes_from_the_generation_config(generation: object, expected: Sampling, tmp_path: Path) -> None:
+    assert load_sampling(folder_with(tmp_path, generation)) == expected
+
+
+@pytest.mark.parametrize("value", [{"temperature": 99}, {"top_k": "many"}, {"top_p": [1]}, {"temperature": 1e999}])
+def test_a_bad_generation_config_is_refused(value: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="generation_config"):
+        load_sampling(folder_with(tmp_path, {"do_sample": True} | value))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:

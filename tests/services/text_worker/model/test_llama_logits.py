@@ -102,6 +102,10 @@ def test_logits_match_transformers(variant: str, tmp_path: Path) -> None:
     check_ragged(load_pair(random_checkpoint(tmp_path, **VARIANTS[variant])))
 
 
+def test_shipped_model_matches_transformers() -> None:
+    check_ragged(load_pair(SHIPPED))
+
+
 def test_sharded_checkpoint_matches_transformers(tmp_path: Path) -> None:
     random_checkpoint(tmp_path, shard="20KB")
     assert len(weight_files(tmp_path)) > 2
