@@ -24,9 +24,11 @@ from services.splat_worker.views import Pose, orbit
 Order = npt.NDArray[np.int64]
 
 # Gaussians and sides in turn: near each other in quality, far apart in cost.
-SETTINGS = ((1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.5, 0.25))
+SETTINGS = (
+    (1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.35, 0.5), (0.25, 0.375), (0.15, 0.25),
+)  # fmt: skip
 ORDER_VIEWS, ORDER_PX = 32, 256
-LEAST_SUBSET = 0.05  # share of the scene in the smallest subset that importance is averaged over
+SUBSET = 0.3  # share of the scene in the random subset that a view is of
 SCORE_VIEWS, SCORE_PX = 6, 384
 _ORDER_START, _SCORE_START = 0.0, 0.37  # shares of a turn: no camera is in both sets
 _WORST_DB, _SPAN_DB = 20.0, 25.0
@@ -64,17 +66,16 @@ def rank(scene: Scene, home: Pose, rasterizer: Rasterizer, cache: Path | None = 
 
 
 def importance_order(scene: Scene, home: Pose, rasterizer: Rasterizer) -> Order:
-    """Gaussians [count] by falling importance; ties (the unseen) by opacity times area, then by index.
+    """Gaussians [count] by falling importance; ties (the unseen) by what they could cover, then by index.
     Deterministic."""
     rng = np.random.default_rng(0)
-    covered, drawn = np.zeros(scene.count), np.full(scene.count, 1e-9)
+    seen = np.zeros(scene.count, dtype=np.float32)
     for pose in orbit(home, ORDER_VIEWS, _ORDER_START):
-        size = max(1, round(rng.uniform(LEAST_SUBSET, 1.0) * scene.count))
-        subset = np.sort(rng.permutation(scene.count)[:size])
-        covered[subset] += rasterizer.blend_weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
-        drawn[subset] += 1
-    area = np.sort(scene.scales, axis=1)[:, 1:].prod(axis=1)
-    order: Order = np.lexsort((-scene.opacities * area, -covered / drawn)).astype(np.int64)
+        subset = np.sort(rng.permutation(scene.count)[: max(1, round(SUBSET * scene.count))])
+        covered = rasterizer.blend_weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
+        seen[subset] = np.maximum(seen[subset], covered)
+    could = scene.opacities * np.sort(scene.scales, axis=1)[:, 1:].prod(axis=1)
+    order: Order = np.lexsort((-could, -could * seen)).astype(np.int64)
     return order
 
 
@@ -128,7 +129,7 @@ def _label(share: float, scale: float) -> str:
 
 def _measurement_key(home: Pose) -> str:
     """What else the result depends on, as part of a file name."""
-    settings = (_CACHE_VERSION, asdict(home), SETTINGS, ORDER_VIEWS, ORDER_PX, LEAST_SUBSET, SCORE_VIEWS, SCORE_PX)
+    settings = (_CACHE_VERSION, asdict(home), SETTINGS, ORDER_VIEWS, ORDER_PX, SUBSET, SCORE_VIEWS, SCORE_PX)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
