@@ -45,8 +45,8 @@ async def kept(url: str, entries: int) -> None:
     """Returns when the store has that many entries: what is kept is kept in the background."""
     async with asyncio.timeout(10):
         with redis.Redis.from_url(url) as direct:
-            while len(direct.keys("headway:result:*")) < entries:
-                await asyncio.sleep(0.01)
+            while len(await asyncio.to_thread(direct.keys, "headway:result:*")) < entries:
+                pass
 
 
 async def test_the_same_request_is_answered_from_the_cache_with_figures_of_its_own(mesh: Any, valkey: Any) -> None:
@@ -63,7 +63,7 @@ async def test_the_same_request_is_answered_from_the_cache_with_figures_of_its_o
     assert messages[-2].batch.images[0].data == b"12"
     assert (messages[0].plan.reason, served.reason, first.reason) == (CACHED, CACHED, common_pb2.RUNG_REASON_BEST_FIT)
     assert (served.rung.label, served.worker_id, served.steps_executed, served.attempts) == ("4", "image-one", 0, 0)
-    assert 0 < served.slack_ms <= served.budget_ms <= 15_000 < first.budget_ms
+    assert 0 < served.slack_ms <= served.budget_ms <= 15_100 < first.budget_ms
     assert [stage.stage for stage in served.stages] == ["cache"]
     assert len(worker.servicer.budgets) == 1
     assert (count(mesh, "image", "miss"), count(mesh, "image", "hit")) == (1, 1)
@@ -141,7 +141,7 @@ async def test_redis_or_cache_gone_means_slower_never_wrong_and_it_comes_back(me
         await mesh.cache(fresh.url, listen=address)
         async with asyncio.timeout(20):
             while (await summary(client, request)).reason != CACHED:
-                await asyncio.sleep(0.05)
+                pass
         listed = await client.router.ListWorkers(router_pb2.ListWorkersRequest(), timeout=5)
         assert listed.prefix_cache_reachable
 
