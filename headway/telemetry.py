@@ -283,6 +283,11 @@ class Tracing:
         with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
             yield span
 
+    def note(self, **attributes: AttributeValue) -> None:
+        """Adds attributes to the current span; named as in `span`."""
+        if self._tracer is not None:
+            trace.get_current_span().set_attributes(_named(attributes))
+
     def record(
         self, name: Span, parent: Context | None, began_s: float, ended_s: float, **attributes: AttributeValue
     ) -> None:

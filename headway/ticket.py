@@ -59,9 +59,12 @@ class Ticket:
 
     @property
     def reason(self) -> common_pb2.RungReason:
-        """Why this rung: the plan's reason, unless the rung was lowered since."""
+        """Why the rung that is planned now: the plan's reason, unless the rung was lowered since."""
+        return self._reason_for(self.rung)
+
+    def _reason_for(self, rung: Rung) -> common_pb2.RungReason:
         assert self.plan is not None
-        lowered = self.rung.quality < self.plan.rung.quality
+        lowered = rung.quality < self.plan.rung.quality
         return common_pb2.RUNG_REASON_REPLANNED_LATE if lowered else self.plan.reason
 
     def served(
@@ -73,7 +76,7 @@ class Ticket:
         return common_pb2.Served(
             rung=final.to_proto(),
             quality=final.quality if quality is None else quality,
-            reason=self.reason,
+            reason=self._reason_for(final),
             steps_planned=self.plan.steps,
             steps_executed=self.steps_executed,
             stages=[_stage_time(stage) for stage in self.stages],

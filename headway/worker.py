@@ -1,20 +1,19 @@
 """What every worker has in common: the `Worker` service, tickets, metrics and traces of its engine loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from opentelemetry import trace
 
 from headway import __version__
 from headway.config import WorkerConfig
-from headway.cost import predict_finish
 from headway.deadline import Budget, budget_of
 from headway.engine_loop import Batch, EngineLoop, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
-from headway.quality import Ladder, read_wish
+from headway.planning import predict
+from headway.quality import Ladder, Rung, read_wish
 from headway.server import Registration, Served, Service
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
@@ -107,7 +106,7 @@ class WorkerRuntime:
         target_s = wish.target_s if wish.target_s is not None else self.config.default_target_s
         return Ticket(budget, wish, min(budget.due_s, budget.arrival_s + target_s))
 
-    async def events(self, work: Any) -> AsyncIterator[Any]:
+    async def events(self, work: Any) -> AsyncGenerator[Any, None]:
         """Admits `work`, then yields its plan, then the engine's events; the last is `Finished`.
 
         Raises the refusal, or the error that ended it. Leaving early cancels the work within one step.
@@ -125,10 +124,17 @@ class WorkerRuntime:
                 if isinstance(event, Finished):
                     return
 
-    def served(self, ticket: Ticket, asset: LoadedAsset, *, quality: float | None = None) -> common_pb2.Served:
-        """What was served, for the final message; counts the answer and traces its stages."""
+    def served(
+        self, ticket: Ticket, asset: LoadedAsset, *, rung: Rung | None = None, quality: float | None = None
+    ) -> common_pb2.Served:
+        """What was served, for the final message; counts the answer and traces its stages.
+
+        `rung` and `quality` where they are not the planned ones.
+        """
         now_s = self.service.clock()
-        served = ticket.served(now_s, worker_id=self.identity.worker_id, asset_hash=asset.hash, quality=quality)
+        served = ticket.served(
+            now_s, worker_id=self.identity.worker_id, asset_hash=asset.hash, rung=rung, quality=quality
+        )
         reason = common_pb2.RungReason.Name(served.reason).removeprefix("RUNG_REASON_").lower()
         self.service.metrics.record_answer(
             self.identity.kind_name,
@@ -138,13 +144,10 @@ class WorkerRuntime:
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:
-        span = trace.get_current_span()
-        span.set_attribute("headway.rung", served.rung.label)
-        span.set_attribute("headway.slack_ms", served.slack_ms)
-        parent = trace.set_span_in_context(span)
+        tracing = self.service.tracing
+        tracing.note(rung=served.rung.label, slack_ms=served.slack_ms, worker=served.worker_id)
         for stage in ticket.stages:
-            name = _STAGE_SPANS.get(stage.name, Span.WORKER_STEP)
-            self.service.tracing.record(name, parent, stage.start_s, stage.end_s)
+            tracing.record(_STAGE_SPANS.get(stage.name, Span.WORKER_STEP), None, stage.start_s, stage.end_s)
 
 
 def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
@@ -199,11 +202,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     def _state(self, snapshot: Snapshot, sequence: int) -> worker_pb2.WorkerState:
         identity, setting = self._runtime.identity, snapshot.setting
         loads = [choice.option.load for choice in snapshot.choices]
-        finish = predict_finish(loads, setting.curve, setting.max_batch)
+        finish = predict(loads, setting)
         state = worker_pb2.WorkerState(
             worker_id=identity.worker_id,
             sequence=sequence,
-            step_costs=setting.curve.to_proto(identity.assets[0].hash if identity.assets else ""),
+            step_costs=setting.curve.scaled(setting.scale).to_proto(identity.assets[0].hash if identity.assets else ""),
             loads=_loads(snapshot),
             in_flight=snapshot.in_flight,
             device_id=identity.device_id,
@@ -232,7 +235,7 @@ def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:
     rows = [_load(snapshot, index) for index in range(min(len(snapshot.choices), _MOST_LOADS))]
     rest = [choice.option.load for choice in snapshot.choices[_MOST_LOADS:]]
     if rest:
-        cost = predict_finish(rest, snapshot.setting.curve, snapshot.setting.max_batch)[-1]
+        cost = predict(rest, snapshot.setting)[-1]
         rows[-1].setup_mean_ms += cost.mean_ms
         rows[-1].setup_var_ms2 += cost.var_ms2
     return rows
@@ -241,11 +244,12 @@ def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:
 def _load(snapshot: Snapshot, index: int) -> worker_pb2.Load:
     choice = snapshot.choices[index]
     load = choice.option.load
+    setup = load.setup.scaled(snapshot.setting.scale)
     return worker_pb2.Load(
         due_in_ms=(load.due_s - snapshot.now_s) * 1000,
         items=load.items,
         steps_left=load.steps_left,
-        setup_mean_ms=load.setup.mean_ms,
-        setup_var_ms2=load.setup.var_ms2,
+        setup_mean_ms=setup.mean_ms,
+        setup_var_ms2=setup.var_ms2,
         priority=common_pb2.Priority.Name(choice.job.priority),
     )

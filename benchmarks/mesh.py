@@ -1,0 +1,222 @@
+"""What the mesh promises, measured on real processes: `python -m benchmarks.mesh` (make bench).
+
+1. Deadlines from generous to hopeless: which rung each buys, medians.
+2. Admitted requests on an otherwise idle machine: how many arrive in time, with deadlines of 1.5, 3 and 6 times the
+   solo cost.
+3. Hopeless requests: how fast they are refused, timed by a caller beside the worker, which is more than at its entry.
+4. All three kinds in flight on one device, open loop, with the device arbiter and without, in turns: how far predicted
+   and actual finish lie apart. Nothing is reported when the two meshes give different bytes for the same request.
+"""
+
+import asyncio
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.asks import ASKS, Outcome, ask
+from benchmarks.figures import interval, quantile, share_interval, write
+from benchmarks.rig import mesh
+from headway.client import AsyncHeadway
+from headway.requests import service_level
+
+console = Console()
+WORKERS = {"text": "text-worker", "image": "dit-worker", "splat": "splat-worker"}
+FACTORS = (4.0, 2.0, 1.2, 0.9, 0.7, 0.5, 0.35, 0.2, 0.1)
+DEADLINE_FACTORS = (1.5, 3.0, 6.0)
+GENEROUS_MS = 20_000.0
+MIX_LOAD = 0.2
+"""Share of the device that each kind is sent, at its top rung."""
+
+
+async def solo_ms(kind: str, client: AsyncHeadway) -> float:
+    """What a request takes alone at the top rung, on the caller's clock: the median of 15 after 3 to warm up."""
+    seen = [await ask(kind, client, seed, GENEROUS_MS) for seed in range(18)]
+    return statistics.median(outcome.elapsed_ms for outcome in seen[3:])
+
+
+async def ladder(kind: str, client: AsyncHeadway, solo: float, repeats: int) -> list[dict[str, Any]]:
+    """Section 1."""
+    rows = []
+    for factor in FACTORS:
+        outcomes = [await ask(kind, client, seed, max(1.0, factor * solo)) for seed in range(repeats)]
+        served = [outcome for outcome in outcomes if outcome.refused is None]
+        rows.append(
+            {
+                "deadline_over_solo": factor,
+                "deadline_ms": round(factor * solo, 1),
+                "rungs": Counter(outcome.rung for outcome in served),
+                "median_steps": statistics.median([outcome.steps for outcome in served]) if served else None,
+                "median_quality": statistics.median([outcome.quality for outcome in served]) if served else None,
+                "in_time": sum(outcome.in_time for outcome in served),
+                "refused": Counter(outcome.refused for outcome in outcomes if outcome.refused),
+                "n": len(outcomes),
+            }
+        )
+    return rows
+
+
+async def attainment(kind: str, client: AsyncHeadway, solo: float, count: int) -> dict[str, Any]:
+    """Section 2."""
+    draw = random.Random(1)
+    outcomes = [await ask(kind, client, seed, draw.choice(DEADLINE_FACTORS) * solo) for seed in range(count)]
+    admitted = [outcome for outcome in outcomes if outcome.admitted]
+    missed = [outcome for outcome in admitted if not outcome.in_time]
+    errors_ms = [outcome.actual_ms - outcome.predicted_p50_ms for outcome in admitted if outcome.refused is None]
+    return {
+        "n": len(outcomes),
+        "admitted": len(admitted),
+        "missed": len(missed),
+        "missed_share_95": share_interval(len(missed), len(admitted)),
+        "median_finish_error_ms": statistics.median(errors_ms) if errors_ms else None,
+    }
+
+
+async def refusal(kind: str, client: AsyncHeadway, solo: float, count: int) -> dict[str, Any]:
+    """Section 3: half of what the cheapest rung needs, and never less than the return reserve."""
+    hopeless_ms = max(6.5, 0.05 * solo)
+    exact = service_level(exact=await _top_rung(kind, client))
+    outcomes = [await ask(kind, client, seed, hopeless_ms, exact) for seed in range(count)]
+    times_ms = [outcome.elapsed_ms for outcome in outcomes if outcome.refused == "BUDGET_TOO_SMALL"]
+    return {
+        "n": len(outcomes),
+        "refused": len(times_ms),
+        "p50_ms": quantile(times_ms, 0.5),
+        "p95_ms": quantile(times_ms, 0.95),
+        "p95_ms_95": interval(times_ms, lambda values: quantile(values, 0.95)),
+    }
+
+
+async def _top_rung(kind: str, client: AsyncHeadway) -> str:
+    if kind == "text":
+        return (await client.text_models()).models[0].ladder.rungs[0].label
+    if kind == "image":
+        return (await client.image_models()).models[0].ladder.rungs[0].label
+    return (await client.scenes()).scenes[0].ladder.rungs[0].label
+
+
+async def mixed(clients: dict[str, AsyncHeadway], solos: dict[str, float], seconds: float, seed: int) -> list[Outcome]:
+    """Section 4: Poisson arrivals of each kind, open loop."""
+    draw = random.Random(seed)
+    async with asyncio.TaskGroup() as tasks:
+        sent = []
+        for kind, solo in solos.items():
+            at_s = draw.expovariate(MIX_LOAD / (solo / 1000))
+            while at_s < seconds:
+                deadline_ms = draw.choice(DEADLINE_FACTORS[1:]) * solo
+                sent.append(tasks.create_task(_later(at_s, kind, clients[kind], len(sent), deadline_ms)))
+                at_s += draw.expovariate(MIX_LOAD / (solo / 1000))
+    return [task.result() for task in sent]
+
+
+async def _later(at_s: float, kind: str, client: AsyncHeadway, seed: int, deadline_ms: float) -> Outcome:
+    await asyncio.sleep(at_s)
+    return await ask(kind, client, seed, deadline_ms)
+
+
+def apart(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """How far predicted and actual finish lie apart, and what was kept."""
+    admitted = [outcome for outcome in outcomes if outcome.admitted]
+    served = [outcome for outcome in admitted if outcome.refused is None]
+    errors_ms = [abs(outcome.actual_ms - outcome.predicted_p50_ms) for outcome in served]
+    within = sum(outcome.actual_ms <= outcome.predicted_p99_ms for outcome in served)
+    missed = sum(not outcome.in_time for outcome in admitted)
+    return {
+        "n": len(outcomes),
+        "admitted": len(admitted),
+        "missed": missed,
+        "missed_share_95": share_interval(missed, len(admitted)),
+        "median_error_ms": statistics.median(errors_ms),
+        "median_error_ms_95": interval(errors_ms),
+        "p95_error_ms": quantile(errors_ms, 0.95),
+        "within_predicted_p99": within / len(served),
+        "goodput_quality": sum(outcome.quality for outcome in served if outcome.in_time) / len(outcomes),
+    }
+
+
+async def measure(seconds: float, repeats: int, count: int) -> dict[str, Any]:
+    """All four sections; about `6 * seconds` plus a few minutes."""
+    figures: dict[str, Any] = {"ladder": {}, "attainment": {}, "refusal": {}, "solo_ms": {}}
+    mixes: dict[str, list[Outcome]] = {"arbiter": [], "none": []}
+    golden: dict[str, dict[str, bytes]] = {}
+    for turn in range(2):
+        for name in ("arbiter", "none"):
+            async with mesh(arbiter=name == "arbiter") as addresses:
+                clients = {kind: AsyncHeadway(addresses[worker]) for kind, worker in WORKERS.items()}
+                solos = {kind: await solo_ms(kind, client) for kind, client in clients.items()}
+                golden[name] = {kind: await _golden(kind, client) for kind, client in clients.items()}
+                if turn == 0 and name == "arbiter":
+                    figures["solo_ms"] = solos
+                    for kind, client in clients.items():
+                        console.print(f"{kind}: {ASKS[kind].what} alone at the top rung: {solos[kind]:.1f} ms")
+                        figures["ladder"][kind] = await ladder(kind, client, solos[kind], repeats)
+                        figures["attainment"][kind] = await attainment(kind, client, solos[kind], count)
+                        figures["refusal"][kind] = await refusal(kind, client, solos[kind], count)
+                mixes[name] += await mixed(clients, figures["solo_ms"], seconds, seed=turn)
+                for client in clients.values():
+                    await client.close()
+    if golden["arbiter"] != golden["none"]:
+        raise SystemExit("the two meshes do not give the same bytes for the same request: nothing is reported")
+    figures["mixed"] = {name: apart(outcomes) for name, outcomes in mixes.items()}
+    return figures
+
+
+async def _golden(kind: str, client: AsyncHeadway) -> bytes:
+    level = service_level(exact=await _top_rung(kind, client))
+    return (await ask(kind, client, 7, GENEROUS_MS, level)).payload
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints the tables."""
+    for kind, rows in figures["ladder"].items():
+        table = Table(title=f"{kind}: what a deadline buys (solo {figures['solo_ms'][kind]:.0f} ms)")
+        for column in ("deadline / solo", "ms", "rungs", "median steps", "median quality", "in time", "refused"):
+            table.add_column(column)
+        for row in rows:
+            quality = "" if row["median_quality"] is None else f"{row['median_quality']:.2f}"
+            table.add_row(
+                f"{row['deadline_over_solo']:g}",
+                f"{row['deadline_ms']:.0f}",
+                _counts(row["rungs"]),
+                str(row["median_steps"] or ""),
+                quality,
+                f"{row['in_time']} of {sum(row['rungs'].values())}",
+                _counts(row["refused"]),
+            )
+        console.print(table)
+    for kind in ASKS:
+        kept, refused = figures["attainment"][kind], figures["refusal"][kind]
+        low, high = kept["missed_share_95"]
+        console.print(
+            f"{kind}: {kept['missed']} of {kept['admitted']} admitted were late (95 %: {low:.2%} to {high:.2%}); "
+            f"{refused['refused']} hopeless ones refused in {refused['p50_ms']:.2f} ms, p95 {refused['p95_ms']:.2f} ms"
+        )
+    with_arbiter, without = figures["mixed"]["arbiter"], figures["mixed"]["none"]
+    for name, row in figures["mixed"].items():
+        console.print(
+            f"three kinds at once, {name}: median |actual - predicted| {row['median_error_ms']:.1f} ms, p95 "
+            f"{row['p95_error_ms']:.1f} ms; {row['within_predicted_p99']:.1%} within the predicted p99; "
+            f"{row['missed']} of {row['admitted']} admitted late; {row['n'] - row['admitted']} refused"
+        )
+    ratio = without["median_error_ms"] / with_arbiter["median_error_ms"]
+    console.print(f"ratio of the median error without the arbiter to that with it: {ratio:.2f}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def main(seconds: float = 30.0, repeats: int = 21, count: int = 300) -> None:
+    """Measures the mesh and writes benchmarks/results/mesh.json."""
+    figures = asyncio.run(measure(seconds, repeats, count))
+    show(figures)
+    console.print(f"written to {write('mesh', figures)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

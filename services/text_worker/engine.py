@@ -1,0 +1,140 @@
+"""Runs the text engine's steps: spans through the model, tokens drawn, texts cut where they end."""
+
+from dataclasses import dataclass
+
+from headway.deadline import Clock
+from headway.engine_loop import Batch
+from headway.ticket import Event, Finished, Stage, Ticket
+from headway.v1 import text_pb2
+from services.text_worker.costs import TextCosts
+from services.text_worker.model.cache import KvCache
+from services.text_worker.model.llama import Llama, Span
+from services.text_worker.sampling import choose
+from services.text_worker.scheduler import Part, TextBatch
+from services.text_worker.sequence import Delta, Sequence, ending_of
+
+Events = list[tuple[Ticket, Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought: the parts that were run and a drawn token for each (None: not at its end yet)."""
+
+    ran: tuple[tuple[Part, int | None], ...]
+    late: tuple[Sequence, ...]
+    """Sequences that this step would have made late; they end as they are."""
+
+
+class TextEngine:
+    """One model over one KV cache. `run`, `apply` and `release` belong to the engine's thread."""
+
+    def __init__(
+        self, model: Llama, cache: KvCache, eos_ids: frozenset[int], costs: TextCosts, *, clock: Clock
+    ) -> None:
+        self._model, self._cache, self._eos_ids = model, cache, eos_ids
+        self._costs, self._clock = costs, clock
+
+    def run(self, batch: Batch[Sequence]) -> StepResult:
+        """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
+        assert isinstance(batch, TextBatch)
+        late = (*batch.ending, *self._late(batch))
+        parts = [part for part in batch.parts if part.sequence not in late]
+        for sequence in batch.evicted:
+            self.release(sequence)
+        drawing = [part.draws for part in parts]
+        spans = [self._span(part) for part in parts]
+        tokens: list[int | None] = [None] * len(parts)
+        if parts:
+            logits = self._model.forward(spans, self._cache)  # [parts, vocab]
+            rows = [row for row, draws in enumerate(drawing) if draws]
+            sequences = [parts[row].sequence for row in rows]
+            positions = [sequence.new_tokens for sequence in sequences]
+            drawn = choose(logits[rows], [sequence.sampling for sequence in sequences], positions)
+            for row, token in zip(rows, drawn, strict=True):
+                tokens[row] = token
+        return StepResult(tuple(zip(parts, tokens, strict=True)), late)
+
+    def apply(self, batch: Batch[Sequence], result: StepResult, now_s: float) -> Events:
+        """See `headway.engine_loop.Engine`."""
+        events: Events = []
+        for sequence in result.late:
+            events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, ())
+        for part, token in result.ran:
+            part.sequence.computed += part.count
+            if token is not None:
+                events += self._take(part.sequence, token, now_s)
+        return events
+
+    def release(self, work: Sequence) -> None:
+        """Gives the sequence's slot back, if it has one."""
+        if work.slot is not None:
+            self._cache.release(work.slot)
+            work.slot = None
+
+    def _late(self, batch: TextBatch) -> tuple[Sequence, ...]:
+        """Judged here, and not when planned, because the wait for the device comes in between."""
+        end_s = self._clock() + batch.bound_ms / 1000
+        works = (part.sequence for part in batch.parts)
+        return tuple(work for work in works if work.over_floor and end_s > work.ticket.budget.due_s)
+
+    def _span(self, part: Part) -> Span:
+        sequence = part.sequence
+        if sequence.slot is None:
+            sequence.computed, sequence.slot = 0, self._cache.acquire()
+        assert sequence.slot is not None  # the scheduler counts the slots
+        start = sequence.computed
+        return Span(sequence.slot, start, tuple(sequence.tokens[start : start + part.count]))
+
+    def _take(self, sequence: Sequence, token: int, now_s: float) -> Events:
+        """Adds a drawn token, and ends the sequence where its text, its length or its plan ends."""
+        ticket = sequence.ticket
+        ticket.steps_executed += 1
+        sequence.first_token_s = sequence.first_token_s or now_s
+        if token in self._eos_ids:
+            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, ())
+        sequence.tokens.append(token)
+        text = sequence.stops.push(sequence.detokenizer.push([token]))
+        if sequence.stops.stopped:
+            return self._end(sequence, text_pb2.FINISH_REASON_STOP_STRING, now_s, (token,), text)
+        if sequence.complete:
+            return self._end(sequence, text_pb2.FINISH_REASON_LENGTH, now_s, (token,), text)
+        if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
+            return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, (token,), text)
+        return [(ticket, Delta((token,), sequence.new_tokens - 1, text))]
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: text_pb2.FinishReason,
+        now_s: float,
+        token_ids: tuple[int, ...],
+        text: str = "",
+    ) -> Events:
+        """The last delta, with the text that was held back, and `Finished` with the `Ending`."""
+        ticket = sequence.ticket
+        text += sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
+        last = Delta(token_ids, sequence.new_tokens - len(token_ids), text)
+        ticket.stages.extend(self._stages(sequence, now_s))
+        finished = Finished(ending_of(sequence, reason))
+        return [(ticket, last), (ticket, finished)] if token_ids or text else [(ticket, finished)]
+
+    def _stages(self, sequence: Sequence, now_s: float) -> list[Stage]:
+        """Queue, prefill and decode; what other sequences in the batches add is predicted under queue."""
+        ticket = sequence.ticket
+        assert ticket.plan is not None
+        prefill_ms = self._costs.prefill_cost(sequence.prompt_tokens + sequence.resumed_tokens).mean_ms
+        decode_ms = self._costs.decode.at(1).mean_ms * ticket.plan.steps
+        queue_ms = max(0.0, ticket.predicted.mean_ms - prefill_ms - decode_ms)
+        started_s = ticket.started_s or now_s
+        first_s = sequence.first_token_s or now_s
+        return [
+            Stage("queue", queue_ms, ticket.admitted_s, started_s),
+            Stage("prefill", prefill_ms, started_s, first_s),
+            Stage("decode", decode_ms, first_s, now_s),
+        ]
+
+
+def _planned_end(ticket: Ticket) -> bool:
+    """The plan that this step was run under wanted no token after it."""
+    assert ticket.choice is not None
+    return ticket.choice.option.load.steps_left <= 1

@@ -1,0 +1,98 @@
+"""Loads a checkpoint as the worker serves it: checked, measured, named."""
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headway import __version__
+from headway.calibration import cache_folder, calibrated
+from headway.engine_loop import Device
+from services.text_worker.config import PRECISIONS, TextWorkerConfig
+from services.text_worker.costs import TextCosts, costs_of, measure
+from services.text_worker.model.cache import KvCache
+from services.text_worker.model.config import CheckpointError, load_config
+from services.text_worker.model.llama import Llama
+from services.text_worker.model.weights import fingerprint, load_weights
+from services.text_worker.sampling import Sampling
+from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
+
+MOST_DEFAULT_CONTEXT = 4096
+ENGINE = "torch-cpu"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One checkpoint, ready to serve."""
+
+    name: str
+    hash: str
+    model: Llama
+    tokenizer: TextTokenizer
+    sampling: Sampling
+    """What a request that says nothing gets."""
+    context_tokens: int
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.config.vocab
+
+
+def load_model(settings: TextWorkerConfig) -> LoadedModel:
+    """Reads and checks every file. Blocks. Raises CheckpointError naming the file or field."""
+    config = load_config(settings.model)
+    context = settings.context_tokens or min(config.context, MOST_DEFAULT_CONTEXT)
+    if context > config.context:
+        raise CheckpointError(f"context_tokens: {context} is over the model's {config.context}")
+    weights = load_weights(settings.model, config, PRECISIONS[settings.precision])
+    return LoadedModel(
+        name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
+        hash=fingerprint(settings.model),
+        model=Llama(config, weights, context=context),
+        tokenizer=load_tokenizer(settings.model, config),
+        sampling=load_sampling(settings.model),
+        context_tokens=context,
+    )
+
+
+def make_cache(settings: TextWorkerConfig, loaded: LoadedModel) -> KvCache:
+    """The KV cache, in its final size. Raises CheckpointError when the memory is not there."""
+    try:
+        return KvCache(
+            loaded.model.config,
+            slots=settings.slots,
+            context=loaded.context_tokens,
+            dtype=PRECISIONS[settings.precision],
+        )
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"slots: no memory for {settings.slots} of {loaded.context_tokens} tokens") from error
+
+
+def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, cache: KvCache, device: Device) -> TextCosts:
+    """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
+    chunk = min(settings.prefill_chunk, loaded.context_tokens)
+    sizes = (settings.max_batch, settings.slots, loaded.context_tokens, chunk, torch.get_num_threads())
+    curves = calibrated(
+        cache_folder(settings.cache_dir),
+        key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.precision, *map(str, sizes)),
+        measure=lambda: measure(
+            loaded.model,
+            cache,
+            max_batch=settings.max_batch,
+            chunk_tokens=chunk,
+            lease=lambda: device.lease(latest_start_s=time.monotonic() + 60, label="calibration"),
+        ),
+    )
+    return costs_of(curves, chunk)
+
+
+def _card_name(folder: Path) -> str | None:
+    """The name on the model's card; cards are not part of the checkpoint, so a bad one is only passed over."""
+    with suppress(OSError, ValueError):
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        name = card.get("name") if isinstance(card, dict) else None
+        return name if isinstance(name, str) and 0 < len(name) <= 128 else None
+    return None

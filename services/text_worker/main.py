@@ -1,0 +1,122 @@
+"""Starts the text worker: `headway-text-worker`, or `python -m services.text_worker.main`."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import uuid
+from functools import partial
+
+import grpc
+import torch
+
+from headway.config import load
+from headway.cost import StepCurve
+from headway.device import DeviceClient
+from headway.engine_loop import EngineLoop
+from headway.planning import Setting
+from headway.server import Served, Service, StartError, run
+from headway.telemetry import Span
+from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from services.text_worker.config import TextWorkerConfig
+from services.text_worker.costs import TextCosts
+from services.text_worker.engine import TextEngine
+from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_cache
+from services.text_worker.model.cache import KvCache
+from services.text_worker.model.config import CheckpointError
+from services.text_worker.scheduler import TextScheduler
+from services.text_worker.sequence import LADDER, Sequence
+from services.text_worker.servicer import TextServicer
+
+log = logging.getLogger(__name__)
+
+OVERHEAD_MS = 3.0  # from the last step to the answer on the wire: a hop to the event loop and one message
+SWITCH_INTERVAL_S = 0.0005  # the event loop waits at most about this long for the engine's thread
+
+
+async def build(config: TextWorkerConfig, service: Service) -> Served:
+    """Loads, calibrates and starts the engine. Raises StartError."""
+    _set_threads(config)
+    device = DeviceClient(config.device_socket)
+    service.closing.callback(device.close)
+    try:
+        loaded = load_model(config)
+        cache = make_cache(config, loaded)
+    except CheckpointError as error:
+        raise StartError(f"model: {error}") from error
+    costs = await asyncio.to_thread(calibrate, config, loaded, cache, device)
+    loop = _engine_loop(config, service, loaded, cache, costs, device)
+    loop.start()
+    service.closing.push_async_callback(loop.stop)
+    identity = _identity(config, loaded)
+    runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, cache, costs))
+    log.info(
+        "%s: %d parameters, context %d, %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
+        loaded.name, loaded.model.parameters, loaded.context_tokens, config.precision, cache.size_bytes / 2**20,
+        costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms, config.max_batch,
+    )  # fmt: skip
+
+    def add(server: grpc.aio.Server) -> None:
+        text_pb2_grpc.add_TextGenerationServicer_to_server(TextServicer(runtime, loaded), server)
+
+    return registrations(runtime, "headway.v1.TextGeneration", add)
+
+
+def _set_threads(config: TextWorkerConfig) -> None:
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
+def _engine_loop(
+    config: TextWorkerConfig,
+    service: Service,
+    loaded: LoadedModel,
+    cache: KvCache,
+    costs: TextCosts,
+    device: DeviceClient,
+) -> EngineLoop[Sequence]:
+    planning = Setting(
+        now_s=0.0,
+        curve=StepCurve(costs.decode.points),
+        max_batch=config.max_batch,
+        rung_quantile=config.rung_quantile,
+        admission_quantile=config.admission_quantile,
+        overhead_ms=OVERHEAD_MS,
+    )
+    scheduler = TextScheduler(costs, slots=config.slots, planning=planning)
+    engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock)
+    observer = LoopObserver(service, "text", config.max_batch)
+    return EngineLoop(scheduler, engine, clock=service.clock, device=device, observer=observer, name="text")
+
+
+def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
+    return Identity(
+        worker_id=f"text-{uuid.uuid4().hex[:8]}",
+        kind=common_pb2.KIND_TEXT,
+        engine=ENGINE,
+        device="cpu",
+        device_id=config.device_id or f"cpu:{socket.gethostname()}",
+        precision=config.precision,
+        threads=torch.get_num_threads(),
+        assets=(LoadedAsset(loaded.name, loaded.hash, LADDER),),
+    )
+
+
+def _complete_state(cache: KvCache, costs: TextCosts, state: worker_pb2.WorkerState) -> None:
+    """What only a text worker knows. A KV block is one slot: room for one whole sequence."""
+    state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens
+    state.queued_prefill_tokens = round(sum(load.setup_mean_ms for load in state.loads) / state.prefill_token_ms)
+    state.free_kv_blocks, state.total_kv_blocks = cache.free_slots, cache.slots
+
+
+def main() -> None:
+    """The console script."""
+    config = load(TextWorkerConfig, sys.argv[1:], prog="headway-text-worker")
+    torch.set_num_interop_threads(1)
+    run(config, "text-worker", partial(build, config), span=Span.WORKER_CALL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The noun of the text engine: one request's tokens, where they are cached, and how far they are meant to go."""
+
+import math
+from dataclasses import dataclass, replace
+
+from headway.quality import Ladder, Rung, Wish
+from headway.ticket import Ticket
+from headway.v1 import text_pb2
+from services.text_worker.sampling import Sampling
+from services.text_worker.tokenizer import Detokenizer, StopStrings
+
+DEFAULT_FLOOR_TOKENS = 16
+LADDER = Ladder(
+    (
+        Rung("100%", 1.0, token_share=1.0),
+        Rung("75%", 0.75, token_share=0.75),
+        Rung("50%", 0.5, token_share=0.5),
+        Rung("25%", 0.25, token_share=0.25),
+        Rung("floor", 0.0, token_share=0.0),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A rung, and the new tokens that it means for one request."""
+
+    rung: Rung
+    tokens: int
+
+
+def goals_of(wish: Wish, max_tokens: int) -> tuple[Goal, ...]:
+    """What each allowed rung means for a request of `max_tokens`, most tokens first, no number twice.
+
+    No rung but one that was named goes under the floor: the caller's, else `DEFAULT_FLOOR_TOKENS`.
+    """
+    least = 1 if wish.exact and wish.allowed[0].token_share else wish.min_tokens or DEFAULT_FLOOR_TOKENS
+    goals: dict[int, Goal] = {}
+    for rung in wish.allowed:
+        tokens = min(max_tokens, max(least, math.ceil((rung.token_share or 0.0) * max_tokens)))
+        goals.setdefault(tokens, Goal(rung, tokens))
+    return tuple(goals.values())
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request on its way through the engine, whose thread alone writes it after admission."""
+
+    ticket: Ticket
+    tokens: list[int]
+    """Prompt, then new tokens."""
+    prompt_tokens: int
+    max_tokens: int
+    """New tokens asked for, resumed ones included."""
+    resumed_tokens: int
+    """New tokens that an earlier answer brought already."""
+    goals: tuple[Goal, ...]
+    sampling: Sampling
+    detokenizer: Detokenizer
+    stops: StopStrings
+    slot: int | None = None
+    """Where the KV cache holds it; None while it holds nothing."""
+    computed: int = 0
+    """Tokens whose keys and values are in the slot; means nothing without one."""
+    first_token_s: float | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens to run until the next one can be drawn; at least 1."""
+        return len(self.tokens) - (self.computed if self.slot is not None else 0)
+
+    @property
+    def complete(self) -> bool:
+        """All that the best allowed rung means is there."""
+        return self.new_tokens >= self.goals[0].tokens
+
+    @property
+    def over_floor(self) -> bool:
+        """It may end now without breaking what the caller was promised at least."""
+        return self.new_tokens >= self.goals[-1].tokens
+
+    def rung_at(self, tokens: int) -> Rung:
+        """The best rung that `tokens` new tokens reach (the lowest allowed one before that), with their own quality."""
+        rung = next((goal.rung for goal in self.goals if goal.tokens <= tokens), self.goals[-1].rung)
+        return replace(rung, quality=min(1.0, tokens / self.max_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New tokens and the text that they complete; `offset` counts from the answer's first new token."""
+
+    token_ids: tuple[int, ...]
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a sequence ended, and what its quality then is."""
+
+    reason: text_pb2.FinishReason
+    rung: Rung
+    quality: float
+
+
+def ending_of(sequence: Sequence, reason: text_pb2.FinishReason) -> Ending:
+    """Quality 1 for a text that ended by itself or is as long as asked, else the share of tokens."""
+    natural = reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING)
+    quality = 1.0 if natural else min(1.0, sequence.new_tokens / sequence.max_tokens)
+    whole = quality == 1.0 and not sequence.ticket.wish.exact
+    return Ending(reason, LADDER.top if whole else sequence.rung_at(sequence.new_tokens), quality)

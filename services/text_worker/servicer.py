@@ -1,0 +1,125 @@
+"""`headway.v1.TextGeneration`: checks a request, hands it to the engine, streams what comes."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from headway.errors import HeadwayError
+from headway.ticket import Finished, Ticket
+from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
+from headway.worker import LoadedAsset, WorkerRuntime
+from services.text_worker.loading import LoadedModel
+from services.text_worker.requests import read_ask, read_tokenize
+from services.text_worker.sequence import Delta, Ending, Sequence
+
+
+class TextServicer(text_pb2_grpc.TextGenerationServicer):
+    """Serves one loaded model."""
+
+    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel) -> None:
+        self._runtime, self._loaded = runtime, loaded
+
+    async def Generate(
+        self, request: text_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[text_pb2.GenerateResponse]:
+        """Plan, token chunks, summary."""
+        budget = self._runtime.budget(context)
+        asset = self._runtime.identity.find("model", request.model)
+        ask = await read_ask(request, self._loaded)
+        sequence = ask.sequence(self._runtime.ticket(budget, request.service_level, asset.ladder), self._loaded)
+        times = _TokenTimes(self._runtime, sequence.ticket)
+        async with aclosing(_gathered(self._runtime, sequence)) as parts:
+            async for part in parts:
+                if isinstance(part, Delta):
+                    times.tokens_came(len(part.token_ids))
+                yield self._response(part, sequence, asset)
+
+    async def Tokenize(self, request: text_pb2.TokenizeRequest, context: Any) -> text_pb2.TokenizeResponse:
+        """Counts and lists tokens; takes no device time."""
+        self._runtime.budget(context)
+        self._runtime.identity.find("model", request.model)
+        return text_pb2.TokenizeResponse(ids=await read_tokenize(request, self._loaded))
+
+    async def ListModels(
+        self, request: text_pb2.ListTextModelsRequest, context: Any
+    ) -> text_pb2.ListTextModelsResponse:
+        """The one model that is loaded."""
+        return text_pb2.ListTextModelsResponse(
+            models=[
+                text_pb2.TextModel(
+                    name=asset.name,
+                    hash=asset.hash,
+                    context_tokens=self._loaded.context_tokens,
+                    vocabulary_size=self._loaded.vocabulary,
+                    ladder=asset.ladder.to_proto(),
+                )
+                for asset in self._runtime.identity.assets
+            ]
+        )
+
+    def _response(
+        self, part: common_pb2.Plan | Delta | Ending, sequence: Sequence, asset: LoadedAsset
+    ) -> text_pb2.GenerateResponse:
+        match part:
+            case Delta():
+                chunk = text_pb2.TokenChunk(token_ids=part.token_ids, offset=part.offset, text=part.text)
+                return text_pb2.GenerateResponse(chunk=chunk)
+            case Ending():
+                return text_pb2.GenerateResponse(summary=self._summary(part, sequence, asset))
+            case _:
+                return text_pb2.GenerateResponse(plan=part)
+
+    def _summary(self, ending: Ending, sequence: Sequence, asset: LoadedAsset) -> text_pb2.GenerateSummary:
+        usage = text_pb2.Usage(
+            prompt_tokens=sequence.prompt_tokens,
+            completion_tokens=sequence.new_tokens - sequence.resumed_tokens,
+        )
+        served = self._runtime.served(sequence.ticket, asset, rung=ending.rung, quality=ending.quality)
+        return text_pb2.GenerateSummary(
+            finish_reason=ending.reason, usage=usage, served=served, seed=sequence.sampling.seed
+        )
+
+
+async def _gathered(
+    runtime: WorkerRuntime, sequence: Sequence
+) -> AsyncGenerator[common_pb2.Plan | Delta | Ending, None]:
+    """The engine's events, deltas that are ready together in one; the first token travels alone.
+
+    While a slow reader holds up the stream more deltas become ready, so that it gets fewer and larger messages.
+    """
+    queue, first = sequence.ticket.events, True
+    async with aclosing(runtime.events(sequence)) as events:
+        async for event in events:
+            held: Any = event
+            while isinstance(held, Delta) and not first and not queue.empty():
+                following = queue.get_nowait()
+                if not isinstance(following, Delta):
+                    yield held
+                    held = following
+                    break
+                held = Delta(held.token_ids + following.token_ids, held.offset, held.text + following.text)
+            first = first and not isinstance(held, Delta)
+            if isinstance(held, HeadwayError):
+                raise held
+            yield held.result if isinstance(held, Finished) else held
+            if isinstance(held, Finished):
+                return
+
+
+class _TokenTimes:
+    """Measures the time to the first token and between tokens, as the caller's stream sees them."""
+
+    def __init__(self, runtime: WorkerRuntime, ticket: Ticket) -> None:
+        self._service, self._last_s = runtime.service, ticket.budget.arrival_s
+        self._first = True
+
+    def tokens_came(self, count: int) -> None:
+        """`count` tokens are on their way to the caller."""
+        now_s, metrics = self._service.clock(), self._service.metrics
+        if count and self._first:
+            metrics.first_token.observe(now_s - self._last_s)
+            self._first = False
+        else:
+            for _ in range(count):
+                metrics.inter_token.observe((now_s - self._last_s) / count)
+        self._last_s = now_s if count else self._last_s

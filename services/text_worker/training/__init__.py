@@ -1,0 +1,1 @@
+"""The recipe of the default text model: `python -m services.text_worker.training`."""

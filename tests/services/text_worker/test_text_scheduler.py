@@ -1,0 +1,193 @@
+"""What runs next: urgency, lanes, chunks, slots and ends, on a clock that is stepped by hand."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from headway.cost import Cost, StepCurve
+from headway.deadline import Budget
+from headway.planning import Setting, plan_queue
+from headway.quality import read_wish
+from headway.ticket import Ticket
+from headway.v1 import common_pb2
+from services.text_worker.costs import TextCosts
+from services.text_worker.sampling import Sampling
+from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
+from services.text_worker.sequence import LADDER, Sequence, goals_of
+from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
+
+TOKENIZER = TextTokenizer(Tokenizer(models.BPE()), frozenset(), None, 1)
+COSTS = TextCosts(
+    decode=StepCurve(((1, Cost(4.0)), (4, Cost(6.0)))),
+    prefill=StepCurve(((8, Cost(2.0)), (64, Cost(9.0)))),
+    chunk_tokens=64,
+)
+PLANNING = Setting(now_s=0.0, curve=COSTS.decode, max_batch=4, overhead_ms=1.0)
+AS_MEASURED = Cost(1.0)
+BEST_EFFORT = common_pb2.ServiceLevel()
+
+
+def at_least(tokens: int) -> common_pb2.ServiceLevel:
+    return common_pb2.ServiceLevel(at_least=common_pb2.QualityFloor(tokens=tokens))
+
+
+def sequence(
+    due_s: float = 10.0,
+    prompt: int = 5,
+    done: int = 0,
+    max_tokens: int = 100,
+    slot: int | None = None,
+    level: common_pb2.ServiceLevel = BEST_EFFORT,
+) -> Sequence:
+    """One that was admitted at 0; with a slot all but its last token is computed."""
+    wish = read_wish(level, LADDER, common_pb2.KIND_TEXT)
+    made = Sequence(
+        ticket=Ticket(Budget(0.0, due_s, 0.0), wish, due_s),
+        tokens=[0] * (prompt + done),
+        prompt_tokens=prompt,
+        max_tokens=max_tokens,
+        resumed_tokens=0,
+        goals=goals_of(wish, max_tokens),
+        sampling=Sampling(),
+        detokenizer=Detokenizer(TOKENIZER),
+        stops=StopStrings(()),
+    )
+    if slot is not None:
+        made.slot, made.computed = slot, prompt + done - 1
+    return made
+
+
+def scheduler(slots: int = 6) -> TextScheduler:
+    return TextScheduler(COSTS, slots=slots, planning=PLANNING)
+
+
+def steps(work: Sequence, now_s: float = 0.0) -> list[int]:
+    return [option.load.steps_left for option in scheduler().job(work, now_s).options]
+
+
+def test_goals_are_shares_of_what_was_asked_but_not_under_the_floor() -> None:
+    assert [goal.tokens for goal in sequence().goals] == [100, 75, 50, 25, 16]
+    assert [goal.tokens for goal in sequence(max_tokens=20).goals] == [20, 16]
+    assert [goal.tokens for goal in sequence(max_tokens=3).goals] == [3]
+    assert [goal.tokens for goal in sequence(level=at_least(60)).goals] == [100, 75, 60]
+    exact = common_pb2.ServiceLevel(exact="25%")
+    assert [goal.tokens for goal in sequence(level=exact).goals] == [25]
+    assert [goal.tokens for goal in sequence(level=common_pb2.ServiceLevel(exact="floor")).goals] == [16]
+    assert sequence().goals[0].rung.label == "100%"
+
+
+def test_options_shrink_as_tokens_come_and_never_end_below_the_floor() -> None:
+    assert steps(sequence()) == [100, 75, 50, 25, 16]
+    assert steps(sequence(done=10)) == [90, 65, 40, 15, 6]
+    assert steps(sequence(done=16)) == [84, 59, 34, 9, STRETCH_TOKENS, 1]
+    assert steps(sequence(done=24)) == [76, 51, 26, STRETCH_TOKENS, 1]
+    assert steps(sequence(done=98)) == [2, 1]
+    assert steps(sequence(done=30, level=at_least(60))) == [70, 45, 30]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 299))
+@settings(max_examples=100, deadline=None)
+def test_options_always_fall_in_steps_and_quality(max_tokens: int, floor: int, done: int) -> None:
+    work = sequence(max_tokens=max_tokens, level=at_least(min(floor, max_tokens)), done=min(done, max_tokens - 1))
+    options = scheduler().job(work, 0.0).options
+    left = [option.load.steps_left for option in options]
+    quality = [option.rung.quality for option in options]
+    assert left == sorted(set(left), reverse=True)
+    assert quality == sorted(quality, reverse=True)
+    assert left[-1] >= 1
+    assert work.new_tokens + left[-1] >= min(floor, max_tokens)
+    assert work.new_tokens + left[0] == max_tokens
+
+
+def test_what_is_left_of_the_prompt_is_setup() -> None:
+    job = scheduler().job(sequence(prompt=64 + 8), 0.0)
+    assert job.options[0].load.setup.mean_ms == pytest.approx(9.0 + 2.0)
+    assert scheduler().job(sequence(prompt=70, slot=0), 0.0).options[0].load.setup.mean_ms == 0
+
+
+def test_a_shorter_deadline_plans_fewer_tokens() -> None:
+    labels = []
+    for due_s in (0.5, 0.35, 0.25, 0.15, 0.08):
+        job = scheduler().job(sequence(due_s), 0.0)
+        labels.append(plan_queue([job], PLANNING)[job.key].option.rung.label)
+    assert labels == ["100%", "75%", "50%", "25%", "floor"]
+
+
+def test_prefill_and_decode_share_a_step() -> None:
+    works = [sequence(slot=0, done=3), sequence(prompt=50), sequence(slot=1, done=9), sequence(prompt=40)]
+    batch = scheduler().next_batch(works, 0.0, AS_MEASURED)
+    assert batch is not None
+    assert {(works.index(part.sequence), part.count) for part in batch.parts} == {(0, 1), (2, 1), (1, 50), (3, 14)}
+    assert (batch.stage, batch.items) == ("prefill", 4)
+    assert batch.predicted.mean_ms == pytest.approx(COSTS.decode.at(2).mean_ms + 9.0)
+    assert [part.draws for part in batch.parts] == [True, True, True, False]
+
+
+def test_a_chunk_is_no_larger_than_the_tightest_decoding_sequence_bears() -> None:
+    tight = sequence(due_s=0.0105, slot=0, done=3)
+    batch = scheduler().next_batch([tight, sequence(prompt=64)], 0.0, AS_MEASURED)
+    assert batch is not None
+    assert [part.count for part in batch.parts] == [1, 32]
+    assert batch.bound_ms <= 10.5
+
+
+def test_a_sequence_ends_before_the_step_that_would_make_it_late() -> None:
+    ending, going = sequence(due_s=0.104, slot=0, done=20), sequence(due_s=0.2, slot=1, done=20)
+    batch = scheduler().next_batch([ending, going], 0.1, AS_MEASURED)
+    assert batch is not None
+    assert batch.ending == (ending,)
+    assert [part.sequence for part in batch.parts] == [going]
+    under_floor = sequence(due_s=0.104, slot=0, done=10)
+    batch = scheduler().next_batch([under_floor], 0.1, AS_MEASURED)
+    assert batch is not None
+    assert batch.ending == ()
+
+
+def test_a_step_that_only_ends_sequences_predicts_nothing() -> None:
+    batch = scheduler().next_batch([sequence(due_s=0.1, slot=0, done=20)], 0.1, AS_MEASURED)
+    assert batch is not None
+    assert (batch.parts, batch.predicted.mean_ms) == ((), 0.0)
+
+
+def test_the_more_urgent_take_the_slots_of_the_less_urgent() -> None:
+    holders = [sequence(slot=slot, done=3) for slot in range(6)]
+    urgent = [sequence(), sequence()]
+    batch = scheduler(slots=6).next_batch([*urgent, *holders], 0.0, AS_MEASURED)
+    assert batch is not None
+    assert [part.sequence for part in batch.parts] == [holders[0], holders[1], *urgent]
+    assert batch.evicted == (holders[5], holders[4])
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 90), st.integers(0, 99)), min_size=1, max_size=14),
+    st.integers(4, 8),
+)
+@settings(max_examples=150, deadline=None)
+def test_slots_and_lanes_are_enough_for_every_step(rows: list[tuple[bool, int, int]], slots: int) -> None:
+    works, taken = [], 0
+    for holds, prompt, done in rows:
+        holds = holds and taken < slots
+        works.append(sequence(prompt=prompt, done=done, slot=taken if holds else None))
+        taken += holds
+    batch = scheduler(slots).next_batch(works, 0.0, AS_MEASURED)
+    assert batch is not None
+    assert 1 <= len(batch.parts) <= PLANNING.max_batch
+    running = {id(part.sequence) for part in batch.parts}
+    assert running.isdisjoint(map(id, batch.evicted))
+    needed = sum(part.sequence.slot is None for part in batch.parts)
+    assert needed <= slots - taken + len(batch.evicted)
+    assert all(1 <= part.count <= part.sequence.uncomputed for part in batch.parts)
+    assert sum(part.count for part in batch.parts if part.sequence.uncomputed > 1) <= COSTS.chunk_tokens
+
+
+def test_fewer_slots_than_lanes_are_refused() -> None:
+    with pytest.raises(ValueError, match="slots: 3"):
+        scheduler(slots=3)
+
+
+def test_costs_learned_on_the_way_change_the_plan() -> None:
+    setting = scheduler().setting(1.0, ((2.0, 5.0),), Cost(3.0))
+    assert setting == replace(PLANNING, now_s=1.0, foreign=((2.0, 5.0),), scale=Cost(3.0))
