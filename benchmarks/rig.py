@@ -10,7 +10,6 @@ from pathlib import Path
 
 from headway.cli.supervisor import Supervisor
 from headway.cli.topology import MeshSettings, Part, default_models, parts_of
-
 from headway.local_redis import find_server
 
 _START_S, _DRAIN_S = 120.0, 10.0

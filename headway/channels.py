@@ -70,10 +70,15 @@ def _client_options(max_message_bytes: int) -> list[tuple[str, Any]]:
 
 
 def open_channel(
-    address: str, credentials: Credentials = OPEN, *, max_message_bytes: int = 16 << 20
+    address: str, credentials: Credentials = OPEN, *, max_message_bytes: int = 16 << 20, server_name: str | None = None
 ) -> grpc.aio.Channel:
-    """A channel for asyncio; connects when first used."""
+    """A channel for asyncio; connects when first used.
+
+    `server_name`: whose certificate the server shows, where `address` is one that a name was resolved to.
+    """
     options = _client_options(max_message_bytes)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
     if credentials.tls:
         return grpc.aio.secure_channel(address, _ssl(credentials), options=options)
     return grpc.aio.insecure_channel(address, options=options)

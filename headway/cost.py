@@ -31,7 +31,10 @@ class Cost:
         return Cost(self.mean_ms * count, self.var_ms2 * count)
 
     def scaled(self, scale: "Cost") -> "Cost":
-        """The cost times an independent factor, given as a plain number's mean and variance: see `LearnedScale`."""
+        """The cost times an independent factor, given as a plain number's mean and variance: see `LearnedScale`.
+
+        Sum first, scale then: the factor is common to all that is summed.
+        """
         mean_ms = self.mean_ms * scale.mean_ms
         second = (self.var_ms2 + self.mean_ms**2) * (scale.var_ms2 + scale.mean_ms**2)
         return Cost(mean_ms, max(0.0, second - mean_ms * mean_ms))
@@ -75,7 +78,7 @@ class StepCurve:
         return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
 
     def scaled(self, scale: Cost) -> "StepCurve":
-        """Every cost times an independent factor: see `Cost.scaled`."""
+        """Every cost times a factor: see `Cost.scaled`."""
         return StepCurve(tuple((size, cost.scaled(scale)) for size, cost in self.points))
 
     def to_proto(self, asset_hash: str) -> list[worker_pb2.StepCost]:
@@ -93,29 +96,37 @@ def _size(point: tuple[int, Cost]) -> int:
 class LearnedScale:
     """Learns online how much slower or faster steps are than they were calibrated.
 
-    An exponentially weighted mean and variance of actual over predicted time. A single step counts as at most
-    `MOST` times slower, so that one stall of the machine does not close the worker.
+    The factor is common to all steps ahead: a busy neighbour slows every one of them. So its mean follows actual over
+    predicted time, and its variance is that of a short average around a long one; what differs from step to step
+    averages out and is in the steps' own variance. A single step counts as at most `MOST` times slower, so that one
+    stall of the machine does not close the worker.
     """
 
     MOST = 8.0
+    SHORT, LONG = 0.1, 0.02
+    """Weights of the newest step in the two averages."""
 
-    def __init__(self, *, weight: float = 0.05) -> None:
-        self._weight = weight
-        self._mean = 1.0
+    def __init__(self) -> None:
+        self._short = self._long = 1.0
         self._var = 0.0
 
     def observe(self, *, predicted_ms: float, actual_ms: float) -> None:
         """Takes in one step. Mutates the scale; ignores steps without a prediction."""
         if predicted_ms <= 0:
             return
-        difference = min(actual_ms / predicted_ms, self.MOST) - self._mean
-        self._mean += self._weight * difference
-        self._var = (1 - self._weight) * (self._var + self._weight * difference * difference)
+        ratio = min(actual_ms / predicted_ms, self.MOST)
+        self._short += self.SHORT * (ratio - self._short)
+        self._long += self.LONG * (ratio - self._long)
+        self._var += self.LONG * ((self._short - self._long) ** 2 - self._var)
 
     @property
     def value(self) -> Cost:
         """The factor's mean and variance."""
-        return Cost(self._mean, self._var)
+        return Cost(self._short, self._var)
+
+
+ONE = Cost(1.0)
+"""The factor of a host that is as fast as it was calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +172,9 @@ def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, fore
             _, index = heapq.heappop(active)
             finish[index] = Cost(mean_ms, var_ms2)
             items -= loads[index].items
-    return [cost + _ahead(load.due_s, foreign) for load, cost in zip(loads, finish, strict=True)] if foreign else finish
+    if not foreign:
+        return finish
+    return [cost + Cost(ahead_ms(load.due_s, foreign)) for load, cost in zip(loads, finish, strict=True)]
 
 
 def solo_ms(load: Load, curve: StepCurve, max_batch: int) -> float:
@@ -174,5 +187,6 @@ def _step(items: int, curve: StepCurve, max_batch: int) -> Cost:
     return cost if items <= max_batch else cost.times(math.ceil(items / max_batch))
 
 
-def _ahead(due_s: float, foreign: Foreign) -> Cost:
-    return Cost(sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s))
+def ahead_ms(due_s: float, foreign: Foreign) -> float:
+    """Foreign work that is due earlier than `due_s`."""
+    return sum(work_ms for other_due_s, work_ms in foreign if other_due_s < due_s)

@@ -23,6 +23,8 @@ _WIRE_GRID_MS = (
     (10_000_000, 10_000),
     (100_000_000, 100_000),
 )
+_ROUNDED_MS = 2
+"""Before that it makes a deadline of the timeout in whole ms, rounded up, and adds one: 1.899 s arrives as 1.9096."""
 
 
 class HasTimeRemaining(Protocol):
@@ -32,15 +34,14 @@ class HasTimeRemaining(Protocol):
 
 
 def floor_to_wire_s(timeout_s: float) -> float:
-    """Floors a timeout to gRPC's wire grid, so that rounding up on the wire cannot make a budget grow.
+    """The longest timeout that arrives as at most `timeout_s`, whatever gRPC rounds up on the wire.
 
-    Returns 0.0 for what is under a millisecond: no call can be made with that.
+    It lies just below a step of the wire's grid. Returns 0.0 where no call can be made with what is left.
     """
     timeout_ms = max(0, int(timeout_s * 1000 + 1e-6))
-    for below_ms, step_ms in _WIRE_GRID_MS:
-        if timeout_ms < below_ms:
-            return (timeout_ms // step_ms) * step_ms / 1000
-    return float(_WIRE_GRID_MS[-1][0]) / 1000
+    step_ms = next((step_ms for below_ms, step_ms in _WIRE_GRID_MS if timeout_ms < below_ms), None)
+    arrives_ms = _WIRE_GRID_MS[-1][0] if step_ms is None else timeout_ms // step_ms * step_ms
+    return max(0, arrives_ms - _ROUNDED_MS) / 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ step runs.
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from headway.cost import Cost, Foreign, LearnedScale, predict_finish
+from headway.cost import Cost, Foreign, LearnedScale, Load, ahead_ms, solo_ms
 from headway.deadline import Clock
 from headway.errors import Draining, Expired, Failed, HeadwayError
 from headway.planning import Choice, Job, QueuePlan, Setting, admit, plan_queue, reason_of
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _DEMAND_BUCKETS = 16
 _IDLE_WAIT_S = 0.05
+_DECLARE_EVERY_S = 0.02
 
 
 class Work(Protocol):
@@ -53,10 +55,10 @@ class Scheduler(Protocol[W]):
     """Decides; pure but for reading the works it is given."""
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
-        """What the planner must know: step costs scaled by `scale`, batch limit, quantiles."""
+        """What the planner must know: step costs as calibrated, `scale`, batch limit, quantiles."""
 
-    def job(self, work: W, now_s: float, scale: Cost) -> Job:
-        """The rungs that `work` may still take from now, best first, and what is left to do at each."""
+    def job(self, work: W, now_s: float) -> Job:
+        """The rungs that `work` may still take from now, best first, and what is left to do at each, as calibrated."""
 
     def next_batch(self, works: Sequence[W], now_s: float, scale: Cost) -> "Batch[W] | None":
         """The next step over admitted works, which come in the planner's order; None when none is ready."""
@@ -107,6 +109,7 @@ class EngineLoop(Generic[W]):
         self._works: dict[int, W] = {}
         self._scale = LearnedScale()
         self._changed = threading.Condition()
+        self._declared_s = -math.inf
         self._stopping = False
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,11 +172,12 @@ class EngineLoop(Generic[W]):
             ticket.budget.check(now_s)
             scale = self._scale.value
             setting = self._scheduler.setting(now_s, self._device.others(), scale)
-            job = self._scheduler.job(work, now_s, scale)
+            job = self._scheduler.job(work, now_s)
             plan = admit(self._jobs(now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
             self._promise(ticket, plan[job.key], setting)
             self._works[ticket.key] = work
             self._follow(plan)
+            self._declare(plan, setting)
             self._changed.notify_all()
         self._tell_watchers()
 
@@ -192,27 +196,24 @@ class EngineLoop(Generic[W]):
     # --- shared, under the lock
 
     def _jobs(self, now_s: float) -> list[Job]:
-        scale = self._scale.value
         works = [work for work in self._works.values() if not work.ticket.cancelled]
-        return [self._scheduler.job(work, now_s, scale) for work in works]
+        return [self._scheduler.job(work, now_s) for work in works]
 
     def _follow(self, plan: QueuePlan) -> None:
-        """Takes a plan over, and tells the device what is to come and by when."""
         for key, choice in plan.items():
             if key in self._works:
                 self._works[key].ticket.choice = choice
-        self._device.declare(self._demand(list(plan.values())))
 
-    def _demand(self, choices: Sequence[Choice]) -> list[tuple[float, float]]:
-        now_s = self._clock()
-        setting = self._scheduler.setting(now_s, (), self._scale.value)
-        finish = predict_finish([choice.option.load for choice in choices], setting.curve, setting.max_batch)
-        rows, before_ms = [], 0.0
-        for choice, cost in zip(choices, finish, strict=True):
-            rows.append((choice.job.due_s, max(0.0, cost.mean_ms - before_ms)))
-            before_ms = max(before_ms, cost.mean_ms)
+    def _declare(self, plan: QueuePlan, setting: Setting) -> None:
+        """Tells the device's other workers what is to come here and by when."""
+        rows, before_ms = list[tuple[float, float]](), 0.0
+        for choice in plan.values():
+            own_ms = choice.finish.mean_ms - ahead_ms(choice.job.due_s, setting.foreign)
+            rows.append((choice.job.due_s, max(0.0, own_ms - before_ms)))
+            before_ms = max(before_ms, own_ms)
         head, tail = rows[: _DEMAND_BUCKETS - 1], rows[_DEMAND_BUCKETS - 1 :]
-        return [*head, (tail[0][0], sum(work_ms for _, work_ms in tail))] if tail else head
+        self._device.declare([*head, (tail[0][0], sum(work_ms for _, work_ms in tail))] if tail else head)
+        self._declared_s = setting.now_s
 
     # --- the engine's thread
 
@@ -225,21 +226,29 @@ class EngineLoop(Generic[W]):
                     events = self._end_all(Draining("the worker stopped", retry_after_s=1.0))
                     self._send(events)
                     return
-                events, batch = self._decide()
-                if batch is None and not events:
+                admitted = len(self._works)
+                events, batch, latest_start_s = self._decide()
+                dropped = admitted - len(self._works)
+                if batch is None and not dropped:
                     self._changed.wait(_IDLE_WAIT_S)
-            self._send(events)
+            if dropped:
+                self._send(events)
             if batch is not None:
-                self._step(batch)
+                self._step(batch, latest_start_s)
 
-    def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None]:
+    def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None, float]:
+        """Plans anew; returns what to send, the next step, and the latest time at which it may begin."""
         now_s = self._clock()
         events = self._drop_gone(now_s)
         scale = self._scale.value
-        plan = plan_queue(self._jobs(now_s), self._scheduler.setting(now_s, self._device.others(), scale))
+        setting = self._scheduler.setting(now_s, self._device.others(), scale)
+        plan = plan_queue(self._jobs(now_s), setting)
         self._follow(plan)
+        if now_s - self._declared_s >= _DECLARE_EVERY_S:
+            self._declare(plan, setting)
         works = [self._works[key] for key in plan]
-        return events, self._scheduler.next_batch(works, now_s, scale) if works else None
+        batch = self._scheduler.next_batch(works, now_s, scale) if works else None
+        return events, batch, math.inf if batch is None else _latest_start_s(batch, setting)
 
     def _drop_gone(self, now_s: float) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = []
@@ -251,9 +260,9 @@ class EngineLoop(Generic[W]):
                 self._remove(work)
         return events
 
-    def _step(self, batch: Batch[W]) -> None:
+    def _step(self, batch: Batch[W], latest_start_s: float) -> None:
         try:
-            with self._device.lease(latest_start_s=self._latest_start_s(batch), label=batch.stage):
+            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage):
                 start_s = self._clock()
                 for work in batch.works:
                     work.ticket.started_s = work.ticket.started_s or start_s
@@ -274,18 +283,6 @@ class EngineLoop(Generic[W]):
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
         self._observer.stepped(batch, (end_s - start_s) * 1000, queued)
         self._send(events)
-
-    def _latest_start_s(self, batch: Batch[W]) -> float:
-        """The latest time at which this step may begin for its most urgent work to be done when due."""
-        with self._changed:
-            setting = self._scheduler.setting(self._clock(), (), self._scale.value)
-            starts = []
-            for work in batch.works:
-                assert work.ticket.choice is not None
-                load = work.ticket.choice.option.load
-                left_ms = predict_finish([load], setting.curve, setting.max_batch)[0].mean_ms
-                starts.append(load.due_s - left_ms / 1000)
-            return min(starts)
 
     def _take_out(self, events: Sequence[tuple[Ticket, Event]]) -> None:
         for ticket, event in events:
@@ -327,6 +324,14 @@ class EngineLoop(Generic[W]):
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
             return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)
+
+
+def _latest_start_s(batch: Batch[Any], setting: Setting) -> float:
+    """The latest time at which a step may begin for its most urgent work to be done when due."""
+    loads: list[Load] = [work.ticket.choice.option.load for work in batch.works if work.ticket.choice is not None]
+    factor = setting.scale.mean_ms / 1000
+    starts_s = [load.due_s - solo_ms(load, setting.curve, setting.max_batch) * factor for load in loads]
+    return min(starts_s, default=setting.now_s)
 
 
 @dataclass(frozen=True, slots=True)

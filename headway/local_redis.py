@@ -63,7 +63,7 @@ class LocalRedis:
         folder = Path(tempfile.mkdtemp(prefix="headway-redis-", dir=below))  # mode 0700
         socket = folder / "redis.sock"
         with (folder / "log").open("wb") as log:
-            command = tied(_command(binary, socket, max_memory_mib))
+            command = tied(server_command(binary, socket, max_memory_mib=max_memory_mib))
             process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         started = cls(f"unix://{socket}", process, folder)
         try:
@@ -92,25 +92,27 @@ class LocalRedis:
 
     def _wait_until_ready(self, binary: Path) -> None:
         end_s = time.monotonic() + _START_S
-        with redis.Redis.from_url(self.url, socket_timeout=1, retry=None) as client:
-            while not _answers(client):
-                if self.process.poll() is not None or time.monotonic() > end_s:
-                    raise RedisError(f"{binary} did not start: {self._last_words()}")
-                time.sleep(0.01)
+        while not answers(self.url):
+            if self.process.poll() is not None or time.monotonic() > end_s:
+                raise RedisError(f"{binary} did not start: {self._last_words()}")
+            time.sleep(0.01)
 
     def _last_words(self) -> str:
         lines = (self.folder / "log").read_text("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {self.process.poll()}"
 
 
-def _answers(client: redis.Redis) -> bool:
+def answers(url: str) -> bool:
+    """Whether a Redis answers at `url`. Blocks for up to a second."""
     try:
-        return bool(client.ping())
-    except redis.ConnectionError:
+        with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1, retry=None) as client:
+            return bool(client.ping())
+    except redis.RedisError:
         return False
 
 
-def _command(binary: Path, socket: Path, max_memory_mib: int) -> list[str]:
+def server_command(binary: Path, socket: Path, *, max_memory_mib: int = 256) -> list[str]:
+    """Runs `binary` as a cache on the Unix socket `socket`: no port, no persistence, a memory limit."""
     settings = {
         "port": "0",
         "unixsocket": str(socket),
@@ -120,5 +122,6 @@ def _command(binary: Path, socket: Path, max_memory_mib: int) -> list[str]:
         "maxmemory": f"{max_memory_mib}mb",
         "maxmemory-policy": "allkeys-lru",
         "daemonize": "no",
+        "loglevel": "warning",
     }
     return [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]

@@ -1,15 +1,15 @@
 """Plans rungs for a whole queue, and says yes or no to a new request. Pure: no clock, no I/O, no randomness.
 
-Rungs aim at the target and are judged at `rung_quantile`; admission looks at the deadline and is judged at
-`admission_quantile`. Who gives way: low is lowered, then normal, low is refused, high is lowered, normal is refused,
+Rungs aim at the target, judged at `rung_quantile`, and keep the deadline, judged at `admission_quantile` as admission
+is. Who gives way: low is lowered, then normal, low is refused, high is lowered, normal is refused,
 high is refused. What was admitted stays admitted.
 """
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from headway.cost import Cost, Foreign, Load, StepCurve, predict_finish, solo_ms
+from headway.cost import ONE, Cost, Foreign, Load, StepCurve, ahead_ms, predict_finish, solo_ms
 from headway.errors import BudgetTooSmall, Shed
 from headway.quality import Rung
 from headway.v1 import common_pb2
@@ -44,7 +44,10 @@ class Setting:
 
     now_s: float
     curve: StepCurve
+    """As calibrated."""
     max_batch: int
+    scale: Cost = ONE
+    """How much slower or faster the host is now; common to all that is ahead."""
     foreign: Foreign = ()
     rung_quantile: float = 0.9
     admission_quantile: float = 0.999
@@ -72,7 +75,7 @@ QueuePlan = dict[int, Choice]
 
 
 def plan_queue(jobs: Sequence[Job], setting: Setting) -> QueuePlan:
-    """The highest rungs with which every job meets its target where that can be, else its deadline.
+    """The highest rungs with which every job meets its target where that can be, and its deadline in any case.
 
     Jobs are looked at by deadline. Where one would be late, the jobs up to it are lowered one rung at a time, lower
     priorities first and inside one the least quality for the most time first, as far as it takes and no further.
@@ -81,12 +84,12 @@ def plan_queue(jobs: Sequence[Job], setting: Setting) -> QueuePlan:
     levels = [0] * len(order)
     finish = _finish(order, levels, setting)
     for index, job in enumerate(order):
-        if _late_ms(job.target_s, finish[index], setting) > 0:
-            for limit_s in dict.fromkeys((job.target_s, job.due_s)):
-                lowered = _lower_until(order, levels, index, limit_s, setting)
-                if lowered is not None:
-                    break
-            levels = lowered or _all_down(order, levels, index)
+        if _misses(job, finish[index], setting, by_target=True):
+            lowered = _lower_until(order, levels, index, setting, by_target=True)
+            if lowered is None and _misses(job, finish[index], setting, by_target=False):
+                lowered = _lower_until(order, levels, index, setting, by_target=False)
+                lowered = lowered or _all_down(order, levels, index)
+            levels = lowered or levels
             finish = _finish(order, levels, setting)
     rows = zip(order, levels, finish, strict=True)
     return {job.key: Choice(job, level, cost) for job, level, cost in rows}
@@ -119,30 +122,43 @@ def reason_of(job: Job, level: int, setting: Setting, *, exact: bool, floored: b
         return common_pb2.RUNG_REASON_BEST_FIT
     if floored and level == len(job.options) - 1:
         return common_pb2.RUNG_REASON_FLOOR
-    idle = Setting(setting.now_s, setting.curve, setting.max_batch, rung_quantile=setting.rung_quantile)
-    best_alone = plan_queue([job], idle)[job.key].level
+    best_alone = plan_queue([job], replace(setting, foreign=()))[job.key].level
     return common_pb2.RUNG_REASON_QUEUE_PRESSURE if best_alone < level else common_pb2.RUNG_REASON_BEST_FIT
 
 
+def predict(loads: Sequence[Load], setting: Setting) -> list[Cost]:
+    """When each load would finish, from now: `predict_finish` at the host's present speed, behind foreign work."""
+    own = predict_finish(loads, setting.curve, setting.max_batch)
+    scaled = [cost.scaled(setting.scale) for cost in own]
+    if not setting.foreign:
+        return scaled
+    ahead = [Cost(ahead_ms(load.due_s, setting.foreign)) for load in loads]
+    return [cost + foreign for cost, foreign in zip(scaled, ahead, strict=True)]
+
+
 def _finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
-    loads = [job.options[level].load for job, level in zip(order, levels, strict=True)]
-    return predict_finish(loads, setting.curve, setting.max_batch, setting.foreign)
+    return predict([job.options[level].load for job, level in zip(order, levels, strict=True)], setting)
 
 
-def _late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float | None = None) -> float:
-    finish_ms = finish.quantile_ms(quantile or setting.rung_quantile) + setting.overhead_ms
-    return finish_ms - (limit_s - setting.now_s) * 1000
+def _late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> float:
+    return finish.quantile_ms(quantile) + setting.overhead_ms - (limit_s - setting.now_s) * 1000
+
+
+def _misses(job: Job, finish: Cost, setting: Setting, *, by_target: bool) -> bool:
+    if by_target and _late_ms(job.target_s, finish, setting, setting.rung_quantile) > 0:
+        return True
+    return _late_ms(job.due_s, finish, setting, setting.admission_quantile) > 0
 
 
 def _lower_until(
-    order: Sequence[Job], levels: Sequence[int], index: int, limit_s: float, setting: Setting
+    order: Sequence[Job], levels: Sequence[int], index: int, setting: Setting, *, by_target: bool
 ) -> list[int] | None:
-    """The levels after the fewest moves down that bring job `index` in by `limit_s`; None when no number does."""
+    """The levels after the fewest moves down that bring job `index` in; None when no number does."""
     moves = _moves_down(order, levels, index, setting)
 
     def in_time(count: int) -> bool:
         finish = _finish(order, _apply(levels, moves[:count]), setting)
-        return _late_ms(limit_s, finish[index], setting) <= 0
+        return not _misses(order[index], finish[index], setting, by_target=by_target)
 
     if not in_time(len(moves)):
         return None
@@ -172,13 +188,10 @@ def _move(job: Job, index: int, level: int, setting: Setting) -> tuple[int, floa
     Jobs in one batch share their steps, so that lowering one of them to the bottom saves little: equals go together.
     """
     above, below = job.options[level], job.options[level + 1]
-    saved_ms = _solo_ms(above.load, setting) - _solo_ms(below.load, setting)
+    saved_ms = solo_ms(above.load, setting.curve, setting.max_batch)
+    saved_ms -= solo_ms(below.load, setting.curve, setting.max_batch)
     lost = above.rung.quality - below.rung.quality
     return job.priority, float(f"{lost / max(saved_ms, 1e-6):.3g}"), level, index
-
-
-def _solo_ms(load: Load, setting: Setting) -> float:
-    return solo_ms(load, setting.curve, setting.max_batch)
 
 
 def _apply(levels: Sequence[int], moves: Sequence[int]) -> list[int]:
@@ -193,7 +206,7 @@ def _all_down(order: Sequence[Job], levels: Sequence[int], index: int) -> list[i
 
 
 def _idle_ms(job: Job, setting: Setting) -> float:
-    cheapest = predict_finish([job.options[-1].load], setting.curve, setting.max_batch)[0]
+    (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=()))
     return cheapest.quantile_ms(setting.admission_quantile) + setting.overhead_ms
 
 

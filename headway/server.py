@@ -198,10 +198,27 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+async def _until_signalled() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
+    await stopped.wait()
+
+
 async def serve(
-    config: ServiceConfig, name: str, build: Build, *, span: Span, ready: Callable[[int], None] = lambda port: None
+    config: ServiceConfig,
+    name: str,
+    build: Build,
+    *,
+    span: Span,
+    ready: Callable[[int], None] = lambda port: None,
+    until: Callable[[], Awaitable[Any]] = _until_signalled,
 ) -> None:
-    """As `run`, inside a running event loop. `ready` is told the port once calls are taken. Raises `StartError`."""
+    """As `run`, inside a running event loop. Raises `StartError`.
+
+    `ready` is told the port once calls are taken; the service drains and stops when `until` returns.
+    """
     async with AsyncExitStack() as closing:
         service = _make_service(config, name, closing)
         authenticator = _authenticator(config)
@@ -217,7 +234,7 @@ async def serve(
             await health_servicer.set(service_name, health_pb2.HealthCheckResponse.SERVING)
         log.info("%s %s serves on %s", name, __version__, _shown_address(config.listen, port))
         ready(port)
-        await _until_stopped()
+        await until()
         await _drain(server, guard, health_servicer, served, config.drain_s)
 
 
@@ -281,14 +298,6 @@ def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]
 
 def _shown_address(listen: str, port: int) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
-
-
-async def _until_stopped() -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stopped.set)
-    await stopped.wait()
 
 
 async def _drain(

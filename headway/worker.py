@@ -9,10 +9,10 @@ import grpc
 
 from headway import __version__
 from headway.config import WorkerConfig
-from headway.cost import predict_finish
 from headway.deadline import Budget, budget_of
 from headway.engine_loop import Batch, EngineLoop, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
+from headway.planning import predict
 from headway.quality import Ladder, Rung, read_wish
 from headway.server import Registration, Served, Service
 from headway.telemetry import Answer, Span
@@ -202,11 +202,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     def _state(self, snapshot: Snapshot, sequence: int) -> worker_pb2.WorkerState:
         identity, setting = self._runtime.identity, snapshot.setting
         loads = [choice.option.load for choice in snapshot.choices]
-        finish = predict_finish(loads, setting.curve, setting.max_batch)
+        finish = predict(loads, setting)
         state = worker_pb2.WorkerState(
             worker_id=identity.worker_id,
             sequence=sequence,
-            step_costs=setting.curve.to_proto(identity.assets[0].hash if identity.assets else ""),
+            step_costs=setting.curve.scaled(setting.scale).to_proto(identity.assets[0].hash if identity.assets else ""),
             loads=_loads(snapshot),
             in_flight=snapshot.in_flight,
             device_id=identity.device_id,
@@ -235,7 +235,7 @@ def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:
     rows = [_load(snapshot, index) for index in range(min(len(snapshot.choices), _MOST_LOADS))]
     rest = [choice.option.load for choice in snapshot.choices[_MOST_LOADS:]]
     if rest:
-        cost = predict_finish(rest, snapshot.setting.curve, snapshot.setting.max_batch)[-1]
+        cost = predict(rest, snapshot.setting)[-1]
         rows[-1].setup_mean_ms += cost.mean_ms
         rows[-1].setup_var_ms2 += cost.var_ms2
     return rows
@@ -244,11 +244,12 @@ def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:
 def _load(snapshot: Snapshot, index: int) -> worker_pb2.Load:
     choice = snapshot.choices[index]
     load = choice.option.load
+    setup = load.setup.scaled(snapshot.setting.scale)
     return worker_pb2.Load(
         due_in_ms=(load.due_s - snapshot.now_s) * 1000,
         items=load.items,
         steps_left=load.steps_left,
-        setup_mean_ms=load.setup.mean_ms,
-        setup_var_ms2=load.setup.var_ms2,
+        setup_mean_ms=setup.mean_ms,
+        setup_var_ms2=setup.var_ms2,
         priority=common_pb2.Priority.Name(choice.job.priority),
     )

@@ -83,7 +83,7 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, cache: KvCache, d
             cache,
             max_batch=settings.max_batch,
             chunk_tokens=chunk,
-            lease=lambda: device.lease(latest_start_s=time.monotonic() + 1, label="calibration"),
+            lease=lambda: device.lease(latest_start_s=time.monotonic() + 60, label="calibration"),
         ),
     )
     return costs_of(curves, chunk)

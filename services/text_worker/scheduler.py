@@ -50,12 +50,12 @@ class TextScheduler:
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         """See `headway.engine_loop.Scheduler`."""
-        return replace(self._planning, now_s=now_s, foreign=foreign, curve=self.costs.decode.scaled(scale))
+        return replace(self._planning, now_s=now_s, foreign=foreign, scale=scale)
 
-    def job(self, work: Sequence, now_s: float, scale: Cost) -> Job:
+    def job(self, work: Sequence, now_s: float) -> Job:
         """See `headway.engine_loop.Scheduler`."""
         ticket = work.ticket
-        prefill = self.costs.prefill_cost(work.uncomputed).scaled(scale) if work.uncomputed > 1 else ZERO
+        prefill = self.costs.prefill_cost(work.uncomputed) if work.uncomputed > 1 else ZERO
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options_of(work, prefill))
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:

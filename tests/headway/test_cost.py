@@ -72,15 +72,26 @@ def test_every_load_finishes_and_adding_one_at_the_end_helps_nobody(rows: list[t
     assert all(a.mean_ms <= b.mean_ms + 1e-9 for a, b in zip(before, finish, strict=False))
 
 
+def test_what_differs_from_step_to_step_is_not_taken_for_the_hosts_speed() -> None:
+    scale = LearnedScale()
+    for turn in range(400):
+        scale.observe(predicted_ms=10, actual_ms=14 if turn % 2 else 6)
+    assert scale.value.mean_ms == pytest.approx(1.0, abs=0.05)
+    assert scale.value.var_ms2 < 0.01
+
+
 def test_the_scale_is_learned_and_one_stall_is_not_the_rule() -> None:
     scale = LearnedScale()
     for _ in range(200):
         scale.observe(predicted_ms=10, actual_ms=15)
     assert scale.value.mean_ms == pytest.approx(1.5, abs=0.01)
+    steady = scale.value.var_ms2
     scale.observe(predicted_ms=10, actual_ms=1e6)
-    assert scale.value.mean_ms < 2
+    assert scale.value.mean_ms < 2.2
+    assert scale.value.var_ms2 > steady, "a host that is not steady is trusted less"
+    before = scale.value
     scale.observe(predicted_ms=0, actual_ms=5)
-    assert scale.value.mean_ms < 2
+    assert scale.value == before
 
 
 @given(st.integers(1, 40), st.integers(0, 9), st.floats(0, 50))

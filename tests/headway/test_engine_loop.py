@@ -39,9 +39,9 @@ class SumScheduler:
         self.max_batch = max_batch
 
     def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
-        return Setting(now_s, self.curve, self.max_batch, foreign)
+        return Setting(now_s, self.curve, self.max_batch, scale, foreign)
 
-    def job(self, work: Sum, now_s: float, scale: Cost) -> Job:
+    def job(self, work: Sum, now_s: float) -> Job:
         ticket = work.ticket
         done = ticket.steps_executed
         options = [

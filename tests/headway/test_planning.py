@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from headway.cost import Cost, Load, StepCurve
 from headway.errors import BudgetTooSmall, Shed
-from headway.planning import Job, Option, Setting, admit, plan_queue, reason_of
+from headway.planning import Job, Option, Setting, admit, plan_queue, predict, reason_of
 from headway.quality import Rung
 from headway.v1 import common_pb2
 
@@ -146,3 +147,19 @@ def test_equals_are_lowered_together() -> None:
     steps = {Rung(str(count), count / 4): count for count in (4, 2, 1)}  # each step is worth the same
     options = tuple(Option(rung, Load(0.3, 1, count)) for rung, count in steps.items())
     assert labels([Job(key, NORMAL, 0.3, 0.3, options) for key in range(8)], shared) == ["2"] * 8
+
+
+def test_a_deadline_is_kept_at_the_quantile_of_admission_and_a_target_at_that_of_rungs() -> None:
+    wide = Setting(now_s=0.0, curve=StepCurve(((1, Cost(100.0, 400.0)),)), max_batch=1)
+    p90_s, p999_s = (Cost(400.0, 1600.0).quantile_ms(quantile) / 1000 for quantile in (0.9, 0.999))
+    between = (p90_s + p999_s) / 2
+    assert labels([job(1, 10, target_s=between)], wide) == ["4"]
+    assert labels([job(1, between)], wide) == ["2"]
+
+
+def test_a_slow_host_slows_every_step_together() -> None:
+    slow = Setting(now_s=0.0, curve=StepCurve(((1, Cost(100.0)),)), max_batch=1, scale=Cost(1.5, 0.04))
+    (finish,) = predict([Load(9.0, 1, 4)], slow)
+    assert (finish.mean_ms, finish.var_ms2) == (pytest.approx(600), pytest.approx(400 * 400 * 0.04))
+    (behind,) = predict([Load(9.0, 1, 4)], replace(slow, foreign=((1.0, 50.0),)))
+    assert behind.mean_ms == pytest.approx(650), "foreign work is told in the time that it takes now"

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from headway.config import ServiceConfig
+from headway.deadline import floor_to_wire_s
 from headway.errors import BadInput, Shed, from_rpc_error
 from headway.server import Registration, Served, Service, StartError, serve
 from headway.telemetry import Span
@@ -135,6 +136,22 @@ async def test_the_handler_sees_the_callers_deadline() -> None:
     async with served(look) as channel:
         await router_pb2_grpc.RouterStub(channel).ListWorkers(router_pb2.ListWorkersRequest(), timeout=2.341)
     assert 2.2 < seen[0] <= 2.35  # gRPC rounds up to 10 ms on the wire
+
+
+@pytest.mark.parametrize("budget_s", [0.05, 0.3, 0.999, 1.0, 1.9, 2.341, 9.99, 10.0, 12.0, 100.0])
+async def test_what_is_passed_on_never_grows_on_the_wire(budget_s: float) -> None:
+    seen: list[float] = []
+
+    async def look(request: Any, context: Any) -> Any:
+        seen.append(context.time_remaining())
+        return router_pb2.ListWorkersResponse()
+
+    async with served(look) as channel:
+        stub = router_pb2_grpc.RouterStub(channel)
+        await stub.ListWorkers(router_pb2.ListWorkersRequest(), timeout=5)  # connects
+        for _ in range(5):
+            await stub.ListWorkers(router_pb2.ListWorkersRequest(), timeout=floor_to_wire_s(budget_s))
+    assert max(seen[1:]) <= budget_s
 
 
 async def test_a_busy_port_stops_the_start_with_its_name() -> None:

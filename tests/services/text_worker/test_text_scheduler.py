@@ -65,7 +65,7 @@ def scheduler(slots: int = 6) -> TextScheduler:
 
 
 def steps(work: Sequence, now_s: float = 0.0) -> list[int]:
-    return [option.load.steps_left for option in scheduler().job(work, now_s, AS_MEASURED).options]
+    return [option.load.steps_left for option in scheduler().job(work, now_s).options]
 
 
 def test_goals_are_shares_of_what_was_asked_but_not_under_the_floor() -> None:
@@ -92,7 +92,7 @@ def test_options_shrink_as_tokens_come_and_never_end_below_the_floor() -> None:
 @settings(max_examples=100, deadline=None)
 def test_options_always_fall_in_steps_and_quality(max_tokens: int, floor: int, done: int) -> None:
     work = sequence(max_tokens=max_tokens, level=at_least(min(floor, max_tokens)), done=min(done, max_tokens - 1))
-    options = scheduler().job(work, 0.0, AS_MEASURED).options
+    options = scheduler().job(work, 0.0).options
     left = [option.load.steps_left for option in options]
     quality = [option.rung.quality for option in options]
     assert left == sorted(set(left), reverse=True)
@@ -103,15 +103,15 @@ def test_options_always_fall_in_steps_and_quality(max_tokens: int, floor: int, d
 
 
 def test_what_is_left_of_the_prompt_is_setup() -> None:
-    job = scheduler().job(sequence(prompt=64 + 8), 0.0, Cost(2.0))
-    assert job.options[0].load.setup.mean_ms == pytest.approx(2 * (9.0 + 2.0))
-    assert scheduler().job(sequence(prompt=70, slot=0), 0.0, AS_MEASURED).options[0].load.setup.mean_ms == 0
+    job = scheduler().job(sequence(prompt=64 + 8), 0.0)
+    assert job.options[0].load.setup.mean_ms == pytest.approx(9.0 + 2.0)
+    assert scheduler().job(sequence(prompt=70, slot=0), 0.0).options[0].load.setup.mean_ms == 0
 
 
 def test_a_shorter_deadline_plans_fewer_tokens() -> None:
     labels = []
     for due_s in (0.5, 0.35, 0.25, 0.15, 0.08):
-        job = scheduler().job(sequence(due_s), 0.0, AS_MEASURED)
+        job = scheduler().job(sequence(due_s), 0.0)
         labels.append(plan_queue([job], PLANNING)[job.key].option.rung.label)
     assert labels == ["100%", "75%", "50%", "25%", "floor"]
 
@@ -190,4 +190,4 @@ def test_fewer_slots_than_lanes_are_refused() -> None:
 
 def test_costs_learned_on_the_way_change_the_plan() -> None:
     setting = scheduler().setting(1.0, ((2.0, 5.0),), Cost(3.0))
-    assert setting == replace(PLANNING, now_s=1.0, foreign=((2.0, 5.0),), curve=COSTS.decode.scaled(Cost(3.0)))
+    assert setting == replace(PLANNING, now_s=1.0, foreign=((2.0, 5.0),), scale=Cost(3.0))

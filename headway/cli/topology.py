@@ -1,0 +1,138 @@
+"""Which processes make a mesh, how each is started, and how one knows that it is ready. Decides; starts nothing."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import headway
+from headway.local_redis import server_command
+
+PARTS = ("redis", "device-arbiter", "prefix-cache", "text-worker", "dit-worker", "splat-worker", "router")
+"""In the order of starting; they stop in the opposite one."""
+
+# glibc gives memory back to the system, and faults it in again, for every large message; this stops that.
+_MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "16777216",
+}
+_ROUTER_ONLY = ("HEADWAY_API_KEYS", "HEADWAY_TLS_CERT", "HEADWAY_TLS_KEY", "HEADWAY_TLS_CLIENT_CA", "HEADWAY_CONFIG")
+
+
+@dataclass(frozen=True)
+class GrpcReady:
+    """Ready when the health service at `address` says SERVING."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class RedisReady:
+    """Ready when it answers a ping."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class AcceptReady:
+    """Ready when something accepts connections at `address`: HOST:PORT or unix:PATH."""
+
+    address: str
+
+
+Ready = GrpcReady | RedisReady | AcceptReady
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of a mesh."""
+
+    name: str
+    command: tuple[str, ...]
+    ready: Ready
+    env: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What `headway up` was told."""
+
+    listen: str
+    """Where the router listens."""
+    models: Path
+    sockets: Path
+    """The folder of the parts' sockets; private to the user."""
+    redis_url: str | None = None
+    """A Redis that runs already; None starts one."""
+    redis_server: Path | None = None
+    """The server's binary, when one is to be started."""
+
+
+def default_models() -> Path:
+    """The checkout's `models/`, else the assets inside the installed package."""
+    package = Path(headway.__file__).parent
+    checkout = package.parent / "models"
+    return checkout if checkout.is_dir() else package / "assets"
+
+
+def parts_of(settings: MeshSettings, environment: Mapping[str, str] = os.environ) -> tuple[Part, ...]:
+    """The processes, in the order of `PARTS`. All but the router listen on sockets in the run folder only."""
+    inner = {**{name: value for name, value in environment.items() if name not in _ROUTER_ONLY}, **_MALLOC}
+    redis_url = settings.redis_url or f"unix://{settings.sockets / 'redis.sock'}"
+    parts = [_redis(settings, inner)] if settings.redis_url is None else []
+    return (
+        *parts,
+        _arbiter(settings, inner),
+        _service("prefix-cache", settings, inner, "--redis", redis_url),
+        _worker("text-worker", settings, inner, "--model", settings.models / "text"),
+        _worker("dit-worker", settings, inner, "--model", settings.models / "dit-digits"),
+        _worker("splat-worker", settings, inner, "--scenes", settings.models / "scenes"),
+        _router(settings, {**environment, **_MALLOC}),
+    )
+
+
+def _redis(settings: MeshSettings, env: Mapping[str, str]) -> Part:
+    socket = settings.sockets / "redis.sock"
+    assert settings.redis_server is not None
+    return Part("redis", tuple(server_command(settings.redis_server, socket)), RedisReady(f"unix://{socket}"), env)
+
+
+def _arbiter(settings: MeshSettings, env: Mapping[str, str]) -> Part:
+    socket = settings.sockets / "device.sock"
+    command = (sys.executable, "-m", "headway.device", "--socket", str(socket))
+    return Part("device-arbiter", command, AcceptReady(f"unix:{socket}"), env)
+
+
+def _worker(name: str, settings: MeshSettings, env: Mapping[str, str], flag: str, assets: Path) -> Part:
+    return _service(name, settings, env, flag, str(assets), "--device-socket", str(settings.sockets / "device.sock"))
+
+
+def _service(name: str, settings: MeshSettings, env: Mapping[str, str], *flags: str) -> Part:
+    address = _address(settings, name)
+    return Part(name, (*_module(name), "--listen", address, "--metrics-port", "0", *flags), GrpcReady(address), env)
+
+
+def _router(settings: MeshSettings, env: Mapping[str, str]) -> Part:
+    workers = ",".join(f"{kind}={_address(settings, f'{kind}-worker')}" for kind in ("text", "splat", "dit"))
+    flags = ("--workers", workers, "--prefix-cache", _address(settings, "prefix-cache"))
+    command = (*_module("router"), "--listen", settings.listen, "--metrics-port", "0", *flags)
+    address = reachable(settings.listen)
+    # With TLS its certificate is for others to check; that it accepts is enough for us.
+    ready = AcceptReady(address) if env.get("HEADWAY_TLS_CERT") else GrpcReady(address)
+    return Part("router", command, ready, env)
+
+
+def reachable(listen: str) -> str:
+    """Where to call, on this host, what listens on all addresses."""
+    host, _, port = listen.rpartition(":")
+    return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"services.{name.replace('-', '_')}.main")
+
+
+def _address(settings: MeshSettings, name: str) -> str:
+    return f"unix:{settings.sockets / f'{name}.sock'}"

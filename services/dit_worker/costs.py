@@ -1,0 +1,71 @@
+"""Measures what steps, noise and encoding cost on this host, on the code that serves."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from headway.calibration import Curves, cost_of
+from headway.cost import Cost, StepCurve
+from headway.engine_loop import Device
+from services.dit_worker.encode import Format, encode, supports
+from services.dit_worker.model.flow_map import FlowMap
+from services.dit_worker.sampler import Sample, start, step
+from services.dit_worker.scheduler import ENCODE, NOISE, STEPS, ImageCosts
+
+STEP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+HOST_SIZES = (1, 128)
+REPEATS, KEPT = 9, 6
+
+
+def measure(flow: FlowMap, max_batch: int, device: Device) -> Curves:
+    """Curves by stage name; a second or two for the shipped model. Every timed run holds the device."""
+    samples = _noise(flow, max(*HOST_SIZES, max_batch))
+    sizes = (*(size for size in STEP_SIZES if size < max_batch), max_batch)
+    curves = {
+        STEPS: _curve(sizes, partial(_step, flow, samples), device),
+        NOISE: _curve(HOST_SIZES, partial(_noise, flow), device),
+    }
+    for form in Format:
+        if supports(form, flow.topology.channels):
+            curves[_name(form)] = _curve(HOST_SIZES, partial(_encode, samples, form), device)
+    return curves
+
+
+def image_costs(curves: Curves) -> ImageCosts:
+    """Raises KeyError when `curves` are not those of `measure`."""
+    forms = {form: curves[_name(form)] for form in Format if _name(form) in curves}
+    return ImageCosts(curves[STEPS], curves[NOISE], forms)
+
+
+def _curve(sizes: Sequence[int], action: Callable[[int], object], device: Device) -> StepCurve:
+    action(sizes[0])  # the first call of a kind pays for what later ones find ready
+    return StepCurve(tuple((size, _quiet_cost(action, size, device)) for size in sizes))
+
+
+def _quiet_cost(action: Callable[[int], object], size: int, device: Device) -> Cost:
+    """The cost on a quiet machine: workers start together, and how much slower it is now is learned while serving."""
+    samples_ms = sorted(_timed_ms(action, size, device) for _ in range(REPEATS))
+    return cost_of(samples_ms[:KEPT])
+
+
+def _timed_ms(action: Callable[[int], object], size: int, device: Device) -> float:
+    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
+        began_s = time.perf_counter()
+        action(size)
+        return (time.perf_counter() - began_s) * 1000
+
+
+def _step(flow: FlowMap, samples: Sequence[Sample], size: int) -> object:
+    return step(flow, samples[:size], [0.5] * size)
+
+
+def _noise(flow: FlowMap, size: int) -> list[Sample]:
+    return [start(flow, seed=0, index=index, label=0) for index in range(size)]
+
+
+def _encode(samples: Sequence[Sample], form: Format, size: int) -> object:
+    return [encode(sample.x, form) for sample in samples[:size]]
+
+
+def _name(form: Format) -> str:
+    return f"{ENCODE} {form.value}"

@@ -1,0 +1,65 @@
+"""Finished samples to bytes."""
+
+import io
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+PNG_LEVEL = 1  # the budget pays for encoding: level 9 costs several times as much for a few bytes
+DEFAULT_QUALITY = 90
+MODES = {1: "L", 3: "RGB"}
+
+
+class Format(Enum):
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    RAW = "raw"
+    FLOAT32 = "float32"
+
+
+class EncodeError(ValueError):
+    """A picture that the format cannot hold."""
+
+
+def encode(image: Tensor, form: Format, quality: int = DEFAULT_QUALITY) -> bytes:
+    """image: [channels, height, width] float in [-1, 1], values outside are clamped.
+
+    RAW is [height, width, channels] bytes, FLOAT32 the same pixels little-endian in [-1, 1]. The others need 1 or 3
+    channels, else EncodeError; JPEG and WEBP take a quality of 1 to 100. WEBP knows no grey: it holds RGB.
+    """
+    if form is Format.FLOAT32:
+        return image.clamp(-1, 1).permute(1, 2, 0).contiguous().numpy().astype("<f4").tobytes()
+    pixels = to_pixels(image)
+    if form is Format.RAW:
+        return pixels.tobytes()
+    picture, buffer = _picture(pixels), io.BytesIO()
+    if form is Format.PNG:
+        picture.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    elif form is Format.JPEG:
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    else:
+        picture.convert("RGB").save(buffer, "WEBP", quality=quality, method=0)
+    return buffer.getvalue()
+
+
+def to_pixels(image: Tensor) -> npt.NDArray[np.uint8]:
+    """[channels, height, width] in [-1, 1] to [height, width, channels] bytes, rounded to nearest."""
+    scaled = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels: npt.NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def supports(form: Format, channels: int) -> bool:
+    """Whether `encode` can hold an image of so many channels."""
+    return form in (Format.RAW, Format.FLOAT32) or channels in MODES
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    channels = pixels.shape[2]
+    if channels not in MODES:
+        raise EncodeError(f"pictures hold 1 or 3 channels, the model makes {channels}: ask for raw pixels")
+    return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)

@@ -1,0 +1,107 @@
+"""The image worker: `headway-dit-worker --listen HOST:PORT --model DIR`."""
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+from functools import partial
+
+import grpc
+import torch
+
+from headway.calibration import cache_folder, calibrated
+from headway.config import load
+from headway.device import DeviceClient
+from headway.engine_loop import EngineLoop
+from headway.quality import Ladder, Rung
+from headway.server import Served, Service, StartError, run
+from headway.telemetry import Span
+from headway.v1 import common_pb2, image_pb2_grpc
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from services.dit_worker import costs
+from services.dit_worker.config import DitWorkerConfig
+from services.dit_worker.engine import DitEngine
+from services.dit_worker.model import checkpoint
+from services.dit_worker.request import RequestLimits
+from services.dit_worker.sample_group import SampleGroup
+from services.dit_worker.scheduler import DitScheduler
+from services.dit_worker.servicer import ImageServicer
+
+ENGINE, DEVICE, PRECISION = "torch-cpu", "cpu", "float32"
+SWITCH_INTERVAL_S = 0.0005
+"""How long the engine's thread may keep the interpreter from the event loop (DESIGN, decision 12)."""
+OVERHEAD_MS = 1.0
+"""From the last step's end to the answer's first byte: waking the event loop and building the messages."""
+
+
+async def build(config: DitWorkerConfig, service: Service) -> Served:
+    """Loads and calibrates, then starts the engine. Raises StartError that names the setting."""
+    threads = config.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    model = await asyncio.to_thread(_load, config)
+    device = DeviceClient(config.device_socket)
+    service.closing.callback(device.close)
+    scheduler = await asyncio.to_thread(_scheduler, config, model, device, threads)
+    engine = DitEngine(model.network, scheduler, service.clock)
+    observer = LoopObserver(service, "image", config.max_batch)
+    loop: EngineLoop[SampleGroup] = EngineLoop(
+        scheduler, engine, clock=service.clock, device=device, observer=observer, name="image"
+    )
+    loop.start()
+    service.closing.push_async_callback(loop.stop)
+    runtime = WorkerRuntime(service, config, _identity(config, model, threads), loop)
+    servicer = ImageServicer(runtime, RequestLimits(model.config, config.images_limit))
+
+    def add(server: grpc.aio.Server) -> None:
+        image_pb2_grpc.add_ImageGenerationServicer_to_server(servicer, server)
+
+    return registrations(runtime, "headway.v1.ImageGeneration", add)
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    torch.set_num_interop_threads(1)
+    config = load(DitWorkerConfig, sys.argv[1:], prog="headway-dit-worker")
+    run(config, "dit-worker", partial(build, config), span=Span.WORKER_CALL)
+
+
+def _load(config: DitWorkerConfig) -> checkpoint.Checkpoint:
+    try:
+        return checkpoint.load(config.model)
+    except checkpoint.CheckpointError as error:
+        raise StartError(f"model {config.model}: {error}") from error
+
+
+def _scheduler(
+    config: DitWorkerConfig, model: checkpoint.Checkpoint, device: DeviceClient, threads: int
+) -> DitScheduler:
+    key = ("dit", ENGINE, torch.__version__, model.config.fingerprint, str(threads), str(config.max_batch))
+    folder = cache_folder(config.cache_dir)
+    curves = calibrated(folder, key=key, measure=lambda: costs.measure(model.network, config.max_batch, device))
+    return DitScheduler(
+        costs=costs.image_costs(curves),
+        max_batch=config.max_batch,
+        rung_quantile=config.rung_quantile,
+        admission_quantile=config.admission_quantile,
+        overhead_ms=OVERHEAD_MS,
+    )
+
+
+def _identity(config: DitWorkerConfig, model: checkpoint.Checkpoint, threads: int) -> Identity:
+    rungs = tuple(Rung(str(rung.steps), rung.quality, nfe=rung.steps, dfd=rung.dfd) for rung in model.rungs)
+    return Identity(
+        worker_id=f"image-{secrets.token_hex(4)}",
+        kind=common_pb2.KIND_IMAGE,
+        engine=ENGINE,
+        device=DEVICE,
+        device_id=config.device_id or f"cpu:{socket.gethostname()}",
+        precision=PRECISION,
+        threads=threads,
+        assets=(LoadedAsset(model.config.name, model.config.fingerprint, Ladder(rungs)),),
+    )
+
+
+if __name__ == "__main__":
+    main()

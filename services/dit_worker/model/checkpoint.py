@@ -1,0 +1,243 @@
+"""A model's folder: `model.safetensors` (fp16), `config.json` (what it is), `card.json` (how good it is).
+
+A checkpoint is read as an attacker's file would be: sizes are bounded before anything is read, the header is
+compared with the topology before any tensor is made, and the weights must hash to what config and card say.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from services.dit_worker.model.dit import Dit
+from services.dit_worker.model.topology import Topology, TopologyError
+
+FORMAT = 1
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
+MAX_JSON_BYTES = 256 * 1024
+MAX_HEADER_BYTES = 1024 * 1024
+MAX_LADDER_STEPS = 1000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be served; `field` names the file and the part of it that is wrong."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRung:
+    """One step count of the ladder; quality is normalised to [0, 1], `dfd` is the figure it came from."""
+
+    steps: int
+    quality: float
+    dfd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What config.json says: everything that serving needs but the weights and the measurements."""
+
+    name: str
+    topology: Topology
+    class_names: tuple[str, ...]
+    guidance_max: float
+    ladder: tuple[int, ...]
+    weights_sha256: str
+    training: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all of the config, and so over the weights too; lower-case hex."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "topology": self.topology.as_dict(),
+            "class_names": list(self.class_names),
+            "guidance_max": self.guidance_max,
+            "ladder": list(self.ladder),
+            "weights_sha256": self.weights_sha256,
+            "training": self.training,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded model in evaluation mode, fp32, and its ladder, best first."""
+
+    config: Config
+    network: Dit
+    rungs: tuple[MeasuredRung, ...]
+
+
+def save(folder: Path, network: Dit, draft: Config) -> Config:
+    """Write weights and config, filling in the draft's hash; measuring what was written makes the card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
+    save_file(halves, folder / WEIGHTS)
+    config = replace(draft, weights_sha256=sha256_of(folder / WEIGHTS))
+    (folder / CONFIG).write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+    return config
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a whole model folder; raises CheckpointError unless it is what its card measured."""
+    config, network = load_weights(folder)
+    return Checkpoint(config, network, read_rungs(folder, config))
+
+
+def load_weights(folder: Path) -> tuple[Config, Dit]:
+    """Config and network without the card: what measuring starts from."""
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    network = Dit.empty(config.topology)
+    expected = network.state_dict()
+    _check_size(path, sum(2 * tensor.numel() for tensor in expected.values()))
+    if (digest := sha256_of(path)) != config.weights_sha256:
+        raise CheckpointError(WEIGHTS, f"hash is {digest[:12]}..., {CONFIG} says {config.weights_sha256[:12]}...")
+    network.load_state_dict(_read_tensors(path, expected), assign=True)
+    return config, network.float().eval().requires_grad_(False)
+
+
+def read_config(folder: Path) -> Config:
+    raw = _read_json(folder, CONFIG)
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(f"{CONFIG} format", f"must be {FORMAT}, got {raw.get('format')!r}")
+    try:
+        topology = Topology.from_dict(_typed(raw, CONFIG, "topology", dict))
+    except TopologyError as error:
+        raise CheckpointError(f"{CONFIG} topology", str(error)) from error
+    names = tuple(_typed(raw, CONFIG, "class_names", list))
+    if len(names) != topology.classes or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{CONFIG} class_names", f"must be {topology.classes} names, got {len(names)}")
+    return Config(
+        name=_name(raw),
+        topology=topology,
+        class_names=names,
+        guidance_max=_number(raw, CONFIG, "guidance_max", low=1, high=100),
+        ladder=_ladder(_typed(raw, CONFIG, "ladder", list)),
+        weights_sha256=_typed(raw, CONFIG, "weights_sha256", str),
+        training=_typed(raw, CONFIG, "training", dict),
+    )
+
+
+def read_rungs(folder: Path, config: Config) -> tuple[MeasuredRung, ...]:
+    """The ladder as the card measured it, best first."""
+    raw = _read_json(folder, CARD)
+    if _typed(raw, CARD, "weights_sha256", str) != config.weights_sha256:
+        raise CheckpointError(f"{CARD} weights_sha256", "the card measured other weights; run the measure command")
+    rungs = tuple(_rung(entry) for entry in _typed(raw, CARD, "rungs", list))
+    if tuple(rung.steps for rung in rungs) != config.ladder:
+        raise CheckpointError(f"{CARD} rungs", f"must be the ladder {list(config.ladder)} of {CONFIG}, best first")
+    qualities = [rung.quality for rung in rungs]
+    if qualities != sorted(qualities, reverse=True):
+        raise CheckpointError(f"{CARD} rungs quality", f"must fall along the ladder, got {qualities}")
+    return rungs
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rung(entry: object) -> MeasuredRung:
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{CARD} rungs", "each must be an object")
+    return MeasuredRung(
+        steps=_typed(entry, f"{CARD} rungs", "steps", int),
+        quality=_number(entry, f"{CARD} rungs", "quality", low=0, high=1),
+        dfd=_number(entry, f"{CARD} rungs", "dfd", low=0, high=1e9),
+    )
+
+
+def _name(raw: dict[str, Any]) -> str:
+    name: str = _typed(raw, CONFIG, "name", str)
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{CONFIG} name", f"must match {NAME.pattern}, got {name[:80]!r}")
+    return name
+
+
+def _ladder(steps: list[Any]) -> tuple[int, ...]:
+    sound = all(type(n) is int and 1 <= n <= MAX_LADDER_STEPS for n in steps)
+    if not sound or not steps or sorted(set(steps), reverse=True) != steps:
+        limit = f"must be falling step counts in 1..{MAX_LADDER_STEPS}"
+        raise CheckpointError(f"{CONFIG} ladder", f"{limit}, got {steps!r}")
+    return tuple(steps)
+
+
+def _check_size(path: Path, tensor_bytes: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(path.name, f"cannot be read: {error.strerror}") from error
+    if not tensor_bytes <= size <= tensor_bytes + MAX_HEADER_BYTES:
+        raise CheckpointError(path.name, f"is {size} bytes, the topology needs {tensor_bytes} and a header")
+
+
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_names(set(file.keys()), set(expected))
+            for key, like in expected.items():
+                _check_header(key, file.get_slice(key), like)
+            tensors = {key: file.get_tensor(key) for key in expected}
+    except SafetensorError as error:
+        raise CheckpointError(path.name, f"is not a whole safetensors file: {error}") from error
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path.name} {key}", "holds NaN or infinity")
+    return tensors
+
+
+def _check_names(found: set[str], expected: set[str]) -> None:
+    if found != expected:
+        odd = sorted(found ^ expected)[0]
+        raise CheckpointError(f"{WEIGHTS} {odd}", "is missing" if odd in expected else "is not in the topology")
+
+
+def _check_header(key: str, part: Any, like: Tensor) -> None:
+    if part.get_dtype() != "F16" or list(part.get_shape()) != list(like.shape):
+        found = f"{part.get_dtype()} {list(part.get_shape())}"
+        raise CheckpointError(f"{WEIGHTS} {key}", f"must be F16 {list(like.shape)}, is {found}")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(name, f"is over {MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(name, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(name, "is not JSON") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(name, "must hold one object")
+    return value
+
+
+def _typed(raw: dict[str, Any], file: str, key: str, kind: type) -> Any:
+    value = raw.get(key)
+    if type(value) is not kind:
+        raise CheckpointError(f"{file} {key}", f"must be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _number(raw: dict[str, Any], file: str, key: str, *, low: float, high: float) -> float:
+    value = raw.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise CheckpointError(f"{file} {key}", f"must be a number in {low}..{high}, got {value!r}")
+    return float(value)

@@ -1,0 +1,85 @@
+"""From noise to image, one function evaluation at a time, each sample at its own place in time.
+
+Time runs from 1 (noise) to 0 (data). A flow map jumps between any two times, so how many steps remain may be
+decided anew after each one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.dit_worker.model.flow_map import FlowMap, jump
+
+MAX_SEED = 2**64 - 1
+UNIT_53 = 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image under way: x is [channels, height, width] float32 at time t, after `executed` evaluations."""
+
+    seed: int
+    index: int
+    label: int
+    guidance: float
+    x: Tensor
+    t: float = 1.0
+    executed: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.t == 0.0
+
+
+def noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 of `shape` from (seed, index) alone, both in 0 .. 2^64 - 1.
+
+    Philox4x64 keyed by the pair, then Box-Muller spelt out: numpy promises its bit streams to stay as they
+    are, not its normal draws.
+    """
+    if not (0 <= seed <= MAX_SEED and 0 <= index <= MAX_SEED):
+        raise ValueError(f"seed and index must lie in 0..{MAX_SEED}, got {seed} and {index}")
+    count = int(np.prod(shape))
+    bits = np.random.Philox(key=np.array([seed, index], dtype=np.uint64)).random_raw(2 * ((count + 1) // 2))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * UNIT_53  # in (0, 1), never 0
+    radius, angle = np.sqrt(-2 * np.log(uniform[0::2])), 2 * np.pi * uniform[1::2]
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return torch.from_numpy(normal.astype(np.float32)).view(shape)
+
+
+def start(flow: FlowMap, *, seed: int, index: int, label: int, guidance: float = 1.0) -> Sample:
+    """A sample of pure noise at t = 1."""
+    return Sample(seed, index, label, guidance, noise(seed, index, flow.topology.image_shape))
+
+
+def next_time(t: float, steps_left: int) -> float:
+    """Where the next of `steps_left` equal steps to 0 ends. From t = 1 this walks the uniform grid."""
+    if steps_left < 1:
+        raise ValueError(f"steps_left must be at least 1, got {steps_left}")
+    return 0.0 if steps_left == 1 else t - t / steps_left
+
+
+@torch.inference_mode()
+def step(flow: FlowMap, samples: Sequence[Sample], ends: Sequence[float]) -> list[Sample]:
+    """One forward pass: each sample jumps from its own t to its own end, 0 <= end < t. Order is kept."""
+    x = torch.stack([sample.x for sample in samples])  # [batch, channels, height, width]
+    t = torch.tensor([sample.t for sample in samples], dtype=torch.float32)
+    s = torch.tensor(ends, dtype=torch.float32)
+    labels = torch.tensor([sample.label for sample in samples])
+    guidance = torch.tensor([sample.guidance for sample in samples], dtype=torch.float32)
+    moved = jump(flow, x, t, s, labels, guidance)
+    return [
+        replace(sample, x=row, t=end, executed=sample.executed + 1)
+        for sample, row, end in zip(samples, moved, ends, strict=True)
+    ]
+
+
+def finish(flow: FlowMap, samples: Sequence[Sample], steps: int) -> list[Sample]:
+    """Run a whole batch to t = 0 in `steps` equal steps."""
+    batch = list(samples)
+    for left in range(steps, 0, -1):
+        batch = step(flow, batch, [next_time(sample.t, left) for sample in batch])
+    return batch

@@ -1,0 +1,1 @@
+"""The Terminal Velocity Matching recipe and the measurement of what it made."""

@@ -1,0 +1,128 @@
+"""Measure a model: DFD per step count, paired over noise seeds, beside what it must be compared with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from services.dit_worker.model.flow_map import FlowMap
+from services.dit_worker.sampler import finish, start
+from services.dit_worker.training.baselines import EulerFlow, class_gaussians, class_means
+from services.dit_worker.training.data import Digits
+from services.dit_worker.training.dfd import Bootstrap, Estimate, estimate
+from services.dit_worker.training.extractor import Extractor
+
+STEP_COUNTS = (1, 2, 4, 8)
+GENERATE_BATCH = 128
+BOOTSTRAP_SEED = 20251121
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Noise seeds 0 .. seeds - 1, and in each one image for every label of the train split."""
+
+    seeds: int = 8
+    resamples: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One DFD: its estimate, and the distance of each seed that went into it."""
+
+    estimate: Estimate
+    per_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Figures by name, paired differences, and the mean pixel L2 distance to the nearest train image."""
+
+    model: dict[int, Figure]
+    euler: dict[int, Figure]
+    gaussian: Figure
+    means: Figure
+    floor: Figure
+    degradation: dict[str, Estimate]
+    nearest_train: dict[str, float]
+    protocol: Protocol
+
+
+def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int) -> Tensor:
+    """One image a label as they would be served, clamped to [-1, 1]; [n, channels, height, width].
+
+    Image i's noise is that of (seed, i), so every step count starts from the same noise.
+    """
+    samples = [start(flow, seed=seed, index=i, label=label) for i, label in enumerate(labels.tolist())]
+    chunks = [samples[at : at + GENERATE_BATCH] for at in range(0, len(samples), GENERATE_BATCH)]
+    images = [sample.x for chunk in chunks for sample in finish(flow, chunk, steps)]
+    return torch.stack(images).clamp(-1, 1)
+
+
+def measure(flow: FlowMap, extractor: Extractor, data: Digits, protocol: Protocol) -> Measurement:
+    """Every figure of the card; about two minutes on one core at the default protocol."""
+    labels = data.train.labels
+    meter = _Meter(extractor, data, protocol)
+    model = {n: meter.over_seeds(partial(generate, flow, labels, n)) for n in STEP_COUNTS}
+    euler = {n: meter.over_seeds(partial(generate, EulerFlow(flow), labels, n)) for n in STEP_COUNTS}
+    gaussian = meter.over_seeds(lambda seed: class_gaussians(data.train, labels, _seeded(seed)).clamp(-1, 1))
+    return Measurement(
+        model={n: spread.figure() for n, spread in model.items()},
+        euler={n: spread.figure() for n, spread in euler.items()},
+        gaussian=gaussian.figure(),
+        means=meter.once(class_means(data.train, labels)).figure(),
+        floor=meter.once(data.train.images).figure(),
+        degradation={f"{n}-4": model[n].minus(model[4]) for n in STEP_COUNTS if n != 4},
+        nearest_train={
+            "model, 4 steps": nearest(generate(flow, labels, steps=4, seed=0), data.train.images),
+            "held-out images": nearest(data.held_out.images, data.train.images),
+        },
+        protocol=protocol,
+    )
+
+
+def nearest(images: Tensor, train: Tensor) -> float:
+    """Mean over images of the L2 distance to the nearest train image."""
+    return float(torch.cdist(images.flatten(1), train.flatten(1)).min(dim=1).values.mean())
+
+
+def normalised(dfd: float, top: float, gaussian: float) -> float:
+    """1 at the top rung's DFD, 0 at that of the Gaussian without a network, clipped to [0, 1]."""
+    return min(1.0, max(0.0, 1 - (dfd - top) / (gaussian - top)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """point: [seeds]; resampled: [resamples]."""
+
+    point: Tensor
+    resampled: Tensor
+
+    def figure(self) -> Figure:
+        return Figure(estimate(self.point, self.resampled, least=0.0), tuple(self.point.tolist()))
+
+    def minus(self, other: "_Spread") -> Estimate:
+        return estimate(self.point - other.point, self.resampled - other.resampled)
+
+
+class _Meter:
+    """Feature extraction and one bootstrap shared by all arms."""
+
+    def __init__(self, extractor: Extractor, data: Digits, protocol: Protocol) -> None:
+        held_out = extractor(data.held_out.images)
+        self.extractor, self.protocol = extractor, protocol
+        self.bootstrap = Bootstrap(held_out, protocol.seeds, protocol.resamples, _seeded(BOOTSTRAP_SEED))
+
+    def over_seeds(self, images: Callable[[int], Tensor]) -> _Spread:
+        return self._spread([self.extractor(images(seed)) for seed in range(self.protocol.seeds)])
+
+    def once(self, images: Tensor) -> _Spread:
+        return self._spread([self.extractor(images)])
+
+    def _spread(self, features: Sequence[Tensor]) -> _Spread:
+        return _Spread(*self.bootstrap.distances(features))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,127 @@
+"""Settings of the router."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
+
+from headway.config import Address, OrOff, ServiceConfig, check_address, setting
+from headway.prefix import MIN_SECRET_BYTES
+from headway.v1 import common_pb2
+
+KINDS: dict[str, common_pb2.Kind] = {
+    "text": common_pb2.KIND_TEXT,
+    "image": common_pb2.KIND_IMAGE,
+    "dit": common_pb2.KIND_IMAGE,
+    "splat": common_pb2.KIND_SPLAT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """Where workers of one kind listen: one address, or a name that may resolve to many."""
+
+    kind: common_pb2.Kind
+    address: str
+    server_name: str | None = None
+    """The name that the address was resolved from: certificates are for it."""
+
+
+def read_workers(value: object) -> tuple[WorkerAddress, ...]:
+    """Reads "text=HOST:PORT,dit=unix:PATH,..." or a list of such parts. Raises ValueError that names the part."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be KIND=ADDRESS, comma-separated or as a list")
+    workers = tuple(_worker(part.strip()) for part in parts if part.strip())
+    if not workers:
+        raise ValueError(f"must name at least one worker, as KIND=ADDRESS; kinds: {', '.join(KINDS)}")
+    if len({worker.address for worker in workers}) != len(workers):
+        raise ValueError("names an address twice")
+    return workers
+
+
+def _worker(part: str) -> WorkerAddress:
+    kind, equals, address = part.partition("=")
+    if not equals or kind not in KINDS:
+        raise ValueError(f"{part!r} must be KIND=ADDRESS with a kind of {', '.join(KINDS)}")
+    return WorkerAddress(KINDS[kind], check_target(address))
+
+
+def check_target(address: str) -> str:
+    """An address to connect to: as one to listen on, but port 0 cannot be called. Raises ValueError."""
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise ValueError(f"{address!r}: {error}") from None
+    if not address.startswith("unix:") and int(address.rpartition(":")[2]) == 0:
+        raise ValueError(f"{address!r}: port 0 cannot be called")
+    return address
+
+
+Workers = Annotated[tuple[Any, ...], BeforeValidator(read_workers)]
+Target = Annotated[str, AfterValidator(check_target)]
+
+
+class RouterConfig(ServiceConfig):
+    """Takes every kind of work and passes each request to the worker that will serve it best in time."""
+
+    listen: Address = setting(
+        "127.0.0.1:50050", "address to serve gRPC on; port 0 picks a free one", group="Serving", unit="HOST:PORT"
+    )
+    workers: Workers = setting(
+        ..., "the workers: KIND=HOST:PORT or KIND=unix:PATH, comma-separated, several of a kind allowed; kinds: text, "
+        "image (or dit), splat. A name that resolves to many addresses is looked up again and again, and each address "
+        "is a worker", group="Mesh", unit="KIND=ADDRESS,...",
+    )  # fmt: skip
+    prefix_cache: Annotated[Target | None, OrOff] = setting(
+        None, "the prefix cache, for results; off: nothing is cached", group="Mesh", unit="HOST:PORT"
+    )
+    resolve_interval_s: float = setting(
+        3.0, "how often names of workers are resolved again",
+        group="Mesh", unit="SECONDS", gt=0, le=3600, allow_inf_nan=False,
+    )  # fmt: skip
+    rung_quantile: float = setting(
+        0.9, "placement expects the rung that comes in time in this share of cases",
+        group="Mesh", unit="SHARE", gt=0, lt=1,
+    )  # fmt: skip
+
+    cache_ttl_s: float = setting(
+        3600.0, "how long results are kept", group="Result cache", unit="SECONDS", ge=1, le=2_592_000,
+        allow_inf_nan=False,
+    )  # fmt: skip
+    cache_max_kib: int = setting(
+        2048, "largest result that is kept: it must come back within the lookup's time", group="Result cache",
+        unit="KIB", ge=1, le=262_144,
+    )  # fmt: skip
+    cache_lookup_ms: float = setting(
+        20.0, "longest wait for a kept result, and never more than a tenth of the budget", group="Result cache",
+        unit="MS", gt=0, le=10_000, allow_inf_nan=False,
+    )  # fmt: skip
+    cache_secret: Annotated[FilePath | None, OrOff] = setting(
+        None, f"file with a secret of at least {MIN_SECRET_BYTES} bytes that keeps tenants' entries apart, the same "
+        "for all routers of a mesh; off: a random one at each start, so that earlier entries are not found again",
+        group="Result cache", unit="FILE",
+    )  # fmt: skip
+
+    upstream_ca: Annotated[FilePath | None, OrOff] = setting(
+        None, "authority (PEM) of the workers' and the cache's certificates; turns TLS to them on",
+        group="Security", unit="FILE",
+    )  # fmt: skip
+    upstream_cert: Annotated[FilePath | None, OrOff] = setting(
+        None, "certificate (PEM) to show them: mutual TLS", group="Security", unit="FILE"
+    )
+    upstream_key: Annotated[FilePath | None, OrOff] = setting(
+        None, "private key (PEM) of --upstream-cert", group="Security", unit="FILE"
+    )
+    upstream_api_key: Annotated[FilePath | None, OrOff] = setting(
+        None, "file with the API key to show them", group="Security", unit="FILE"
+    )
+
+    @model_validator(mode="after")
+    def _upstream_is_whole(self) -> Self:
+        if (self.upstream_cert is None) != (self.upstream_key is None):
+            raise ValueError("upstream_cert and upstream_key are set together or not at all")
+        if self.upstream_cert is not None and self.upstream_ca is None:
+            raise ValueError("upstream_cert needs upstream_ca")
+        return self

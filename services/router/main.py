@@ -1,0 +1,87 @@
+"""Starts the router: `headway-router --workers text=HOST:PORT,splat=...,dit=... --prefix-cache HOST:PORT`."""
+
+import asyncio
+import secrets
+import sys
+from functools import partial
+
+from headway.channels import Credentials, open_channel, read_credentials
+from headway.config import load
+from headway.prefix import MIN_SECRET_BYTES
+from headway.server import Served, Service, StartError, run
+from headway.telemetry import Span
+from services.router.calls import Calls
+from services.router.config import RouterConfig
+from services.router.forwarding import Forwarder
+from services.router.listing import Lister
+from services.router.pool import Pool, Upstream
+from services.router.result_cache import CacheLimits, ResultCache
+from services.router.servicer import Parts, registrations
+
+
+async def build(config: RouterConfig, service: Service) -> Served:
+    """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
+    credentials = _credentials(config)
+    secret = _secret(config)
+    tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
+    upstream = Upstream(credentials, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
+    pool = Pool(config.workers, upstream, service.metrics, service.clock)
+    service.closing.callback(tasks.create_task(pool.run()).cancel)
+    calls = Calls()
+    parts = Parts(
+        config=config,
+        pool=pool,
+        forwarder=Forwarder(pool, service.tracing, service.clock),
+        lister=Lister(pool, service.clock),
+        cache=_cache(config, service, credentials, secret, tasks),
+        calls=calls,
+        metrics=service.metrics,
+        tracing=service.tracing,
+        clock=service.clock,
+    )
+    return Served(registrations(parts), drain=calls.drain)
+
+
+def _credentials(config: RouterConfig) -> Credentials:
+    try:
+        return read_credentials(
+            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
+        )
+    except OSError as error:
+        raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _secret(config: RouterConfig) -> bytes:
+    if config.cache_secret is None:
+        return secrets.token_bytes(32)
+    try:
+        secret = config.cache_secret.read_bytes().strip()
+    except OSError as error:
+        raise StartError(f"cache_secret: cannot read {error.filename}: {error.strerror}") from error
+    if len(secret) < MIN_SECRET_BYTES:
+        raise StartError(f"cache_secret: {config.cache_secret} has {len(secret)} bytes; at least {MIN_SECRET_BYTES}")
+    return secret
+
+
+def _cache(
+    config: RouterConfig, service: Service, credentials: Credentials, secret: bytes, tasks: asyncio.TaskGroup
+) -> ResultCache | None:
+    if config.prefix_cache is None:
+        return None
+    channel = open_channel(config.prefix_cache, credentials, max_message_bytes=config.max_message_mib << 20)
+    service.closing.push_async_callback(channel.close, None)
+    limits = CacheLimits(config.cache_ttl_s, config.cache_max_kib << 10, config.cache_lookup_ms / 1000)
+    return ResultCache(
+        channel, credentials, secret, limits, tasks,
+        metrics=service.metrics, tracing=service.tracing, clock=service.clock,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """The console script."""
+    config = load(RouterConfig, sys.argv[1:], prog="headway-router")
+    run(config, "router", partial(build, config), span=Span.ROUTER_CALL)
+
+
+if __name__ == "__main__":
+    main()

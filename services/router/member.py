@@ -1,0 +1,156 @@
+"""One worker: its connection, what it reports, and what was sent to it since it last did."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from headway.cost import Load
+from headway.deadline import Clock
+from headway.telemetry import Metadata
+from headway.v1 import common_pb2, router_pb2, worker_pb2, worker_pb2_grpc
+from services.router.view import BadReport, Description, Report, View, make_view, read_description, read_report
+
+log = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 0.05
+SILENCE_S = 0.7
+"""A worker reports at least every 0.25 s; one that is silent for this long is lost."""
+_DESCRIBE_S = 1.0
+_RETRY_S = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A request that was sent to the worker, until a report knows of it."""
+
+    load: Load
+    sent_s: float
+    admitted_s: float | None = None
+    """When its plan came back."""
+
+    def known_to(self, received_s: float) -> bool:
+        """Whether a report that came at `received_s` counts it: after its plan, or a report's interval later."""
+        return (self.admitted_s is not None and self.admitted_s <= received_s) or (
+            received_s - self.sent_s >= 2 * REPORT_INTERVAL_S
+        )
+
+
+class Member:
+    """A worker at one address. `follow` keeps it up to date; the rest reads."""
+
+    def __init__(
+        self,
+        address: str,
+        kind: common_pb2.Kind,
+        channel: grpc.aio.Channel,
+        metadata: Metadata,
+        *,
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called when the health changes; `metadata` identifies the router to the worker."""
+        self.address, self.kind, self.channel, self.metadata = address, kind, channel, metadata
+        self.health: router_pb2.WorkerHealth = router_pb2.WORKER_HEALTH_LOST
+        self.detail = "not reached yet"
+        self.description: Description | None = None
+        self.report: Report | None = None
+        self._clock, self._changed = clock, changed
+        self._sent: list[Sent] = []
+        self._view: View | None = None
+
+    def view(self) -> View | None:
+        """The worker for placement; None unless it is healthy."""
+        if self.health != router_pb2.WORKER_HEALTH_HEALTHY or self.description is None or self.report is None:
+            return None
+        if self._view is None:
+            self._view = make_view(self.address, self.description, self.report, [sent.load for sent in self._sent])
+        return self._view
+
+    @contextmanager
+    def sending(self, load: Load) -> Iterator[Sent]:
+        """Counts `load` as the worker's until a report does, or until the call is over."""
+        sent = Sent(load, self._clock())
+        self._sent.append(sent)
+        self._view = None
+        try:
+            yield sent
+        finally:
+            if sent in self._sent:
+                self._sent.remove(sent)
+                self._view = None
+
+    def entry(self) -> router_pb2.WorkerEntry:
+        """What the router knows of it, for `ListWorkers`."""
+        entry = router_pb2.WorkerEntry(address=self.address, kind=self.kind, health=self.health, detail=self.detail)
+        if self.description is not None:
+            entry.worker_id, entry.device_id = self.description.worker_id, self.description.device_id
+            entry.engine = self.description.engine
+            entry.assets.extend(asset.name for asset in self.description.assets)
+        if self.report is not None:
+            entry.backlog_ms, entry.in_flight = self.report.backlog_ms, self.report.in_flight
+            entry.report_age_ms = (self._clock() - self.report.received_s) * 1000
+        return entry
+
+    async def follow(self) -> None:
+        """Describes and watches the worker, again and again, until cancelled."""
+        while True:
+            try:
+                await self._describe()
+                async for state in self._states():
+                    self._take(state)
+                self._lose("it ended its reports")
+            except grpc.aio.AioRpcError as error:
+                self._lose(error.details() or error.code().name)
+            except TimeoutError:
+                self._lose(f"no report for {SILENCE_S:g} s")
+            except BadReport as error:
+                self._lose(str(error))
+            except Exception:  # a fault with one worker must not take the others away
+                log.exception("following %s failed", self.address)
+                self._lose("following it failed; see the router's log")
+            await asyncio.sleep(_RETRY_S)
+
+    async def _describe(self) -> None:
+        stub = worker_pb2_grpc.WorkerStub(self.channel)
+        message = await stub.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.metadata)
+        self.description = read_description(message, self.kind)
+
+    async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
+        request = worker_pb2.WatchWorkerRequest()
+        request.min_interval.FromMilliseconds(round(REPORT_INTERVAL_S * 1000))
+        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.metadata)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    state = await call.read()
+                if not isinstance(state, worker_pb2.WorkerState):  # grpc.aio.EOF
+                    return
+                yield state
+        finally:
+            call.cancel()
+
+    def _take(self, state: worker_pb2.WorkerState) -> None:
+        assert self.description is not None
+        if state.worker_id != self.description.worker_id:
+            raise BadReport("another worker reports at its address")
+        now_s = self._clock()
+        self.report = read_report(state, now_s)
+        self._sent = [sent for sent in self._sent if not sent.known_to(now_s)]
+        self._view = None
+        draining = self.report.draining
+        self._become(router_pb2.WORKER_HEALTH_DRAINING if draining else router_pb2.WORKER_HEALTH_HEALTHY, "")
+
+    def _lose(self, why: str) -> None:
+        self._become(router_pb2.WORKER_HEALTH_LOST, why)
+        self._view = None
+
+    def _become(self, health: router_pb2.WorkerHealth, detail: str) -> None:
+        before, self.health, self.detail = self.health, health, detail
+        if before != health:
+            name = router_pb2.WorkerHealth.Name(health).removeprefix("WORKER_HEALTH_").lower()
+            log.info("worker %s is %s%s", self.address, name, f": {detail}" if detail else "")
+            self._changed()

@@ -1,0 +1,156 @@
+"""The workers' methods that the router passes on: how to read what it must know of each request and answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from headway.deadline import Budget
+from headway.errors import BadInput
+from headway.v1 import common_pb2, image_pb2, splat_pb2, text_pb2
+from services.router.placement import Ask
+
+_BYTES_PER_TOKEN = 3
+_DEFAULT_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One rpc of a worker's service. `ask`, `plan` and `served` read messages; None where there is no such part."""
+
+    service: str
+    name: str
+    kind: common_pb2.Kind
+    request: type[Message]
+    response: type[Message]
+    streams: bool
+    ask: Callable[[Any, Budget], Ask]
+    plan: Callable[[Any], common_pb2.Plan | None]
+    served: Callable[[Any], common_pb2.Served | None]
+    reproducible: Callable[[Any], bool]
+    """Whether the same request gives the same answer, so that it may be cached."""
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it."""
+        return f"/headway.v1.{self.service}/{self.name}"
+
+    def read_request(self, raw: bytes) -> Any:
+        """The parsed request. Raises `BadInput`."""
+        try:
+            return self.request.FromString(raw)
+        except DecodeError as error:
+            raise BadInput("request", f"is not a {self.request.DESCRIPTOR.full_name}") from error
+
+
+def _text_ask(request: text_pb2.GenerateRequest, budget: Budget) -> Ask:
+    tokens = request.max_tokens if request.HasField("max_tokens") else _DEFAULT_TOKENS
+    resumed = len(request.resume.token_ids)
+    return _ask(
+        common_pb2.KIND_TEXT, "model", request.model, request.service_level, budget,
+        tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed,
+    )  # fmt: skip
+
+
+def _prompt_tokens(request: text_pb2.GenerateRequest) -> int:
+    if request.WhichOneof("prompt") == "tokens":
+        return len(request.tokens.ids)
+    size = len(request.text) + sum(len(message.content) for message in request.chat.messages)
+    return 1 + size // _BYTES_PER_TOKEN
+
+
+def _tokenize_ask(request: text_pb2.TokenizeRequest, budget: Budget) -> Ask:
+    return _ask(common_pb2.KIND_TEXT, "model", request.model, common_pb2.ServiceLevel(), budget)
+
+
+def _images_ask(request: image_pb2.GenerateImagesRequest, budget: Budget) -> Ask:
+    items = request.count if request.HasField("count") else len(request.labels)
+    return _ask(common_pb2.KIND_IMAGE, "model", request.model, request.service_level, budget, items=max(1, items))
+
+
+def _frame_ask(request: splat_pb2.RenderRequest, budget: Budget) -> Ask:
+    pixels = max(1, request.options.width) * max(1, request.options.height)
+    return _ask(common_pb2.KIND_SPLAT, "scene", request.scene, request.service_level, budget, pixels=pixels)
+
+
+def _ask(
+    kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
+) -> Ask:
+    return Ask(kind, field, asset, level, budget.arrival_s, budget.due_s, **sizes)
+
+
+def _plan_part(message: Any) -> common_pb2.Plan | None:
+    return message.plan if message.HasField("plan") else None
+
+
+def _summary_served(message: Any) -> common_pb2.Served | None:
+    return message.summary.served if message.HasField("summary") else None
+
+
+def _own_served(message: Any) -> common_pb2.Served | None:
+    return message.served if message.HasField("served") else None
+
+
+def _no_part(message: Any) -> None:
+    return None
+
+
+def _never(request: Any) -> bool:
+    return False
+
+
+def _always(request: Any) -> bool:
+    return True
+
+
+def _has_seed(request: image_pb2.GenerateImagesRequest) -> bool:
+    return request.HasField("seed") and not request.previews
+
+
+GENERATE_TEXT = Method(
+    "TextGeneration", "Generate", common_pb2.KIND_TEXT, text_pb2.GenerateRequest, text_pb2.GenerateResponse, True,
+    _text_ask, _plan_part, _summary_served, _never,
+)  # fmt: skip
+TOKENIZE = Method(
+    "TextGeneration", "Tokenize", common_pb2.KIND_TEXT, text_pb2.TokenizeRequest, text_pb2.TokenizeResponse, False,
+    _tokenize_ask, _no_part, _no_part, _never,
+)  # fmt: skip
+GENERATE_IMAGES = Method(
+    "ImageGeneration", "Generate", common_pb2.KIND_IMAGE, image_pb2.GenerateImagesRequest,
+    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed,
+)  # fmt: skip
+RENDER = Method(
+    "SplatRendering", "Render", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest, splat_pb2.RenderResponse, False,
+    _frame_ask, _plan_part, _own_served, _always,
+)  # fmt: skip
+
+PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One rpc that lists what all workers of a kind have, merged by name."""
+
+    service: str
+    name: str
+    kind: common_pb2.Kind
+    response: type[Message]
+    field: str
+    """The repeated field; its items have a name."""
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it."""
+        return f"/headway.v1.{self.service}/{self.name}"
+
+
+LISTINGS = (
+    Listing("TextGeneration", "ListModels", common_pb2.KIND_TEXT, text_pb2.ListTextModelsResponse, "models"),
+    Listing("ImageGeneration", "ListModels", common_pb2.KIND_IMAGE, image_pb2.ListImageModelsResponse, "models"),
+    Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
+)
+
+NOT_SERVED = (("SplatRendering", "RenderPath", True), ("SplatRendering", "LoadScene", True),
+              ("SplatRendering", "UnloadScene", False))  # fmt: skip
+"""Service, rpc, and whether it streams: part of the contract, for later."""

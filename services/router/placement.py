@@ -1,0 +1,139 @@
+"""Which worker to ask first. Pure: no clock, no I/O, no randomness.
+
+The router predicts with the workers' own `predict_finish`: what they reported, what was sent to them since, and what
+others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from headway.cost import ZERO, Cost, Foreign, Load, predict_finish
+from headway.errors import NoSuchRung, NotFound
+from headway.quality import Rung, Wish, read_wish
+from headway.v1 import common_pb2
+from services.router.view import Asset, View
+
+FRAME_PIXELS = 512 * 512
+"""Splat workers report the costs of frames of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, as placement sees it. Sizes are the caller's claims: the worker checks them."""
+
+    kind: common_pb2.Kind
+    field: str
+    """The field that names the asset, for errors: "model" or "scene"."""
+    asset: str
+    """Name or hash; empty means the worker's default."""
+    level: common_pb2.ServiceLevel
+    arrival_s: float
+    due_s: float
+    """When the worker's answer must be complete; monotonic."""
+    items: int = 1
+    """Images; 1 for a text or a frame."""
+    tokens: int = 1
+    """Text: new tokens asked for."""
+    prompt_tokens: int = 0
+    """Text: an estimate; the router has no tokenizer."""
+    pixels: int = FRAME_PIXELS
+    """Splats: size of the frame."""
+
+
+class InTime(IntEnum):
+    """How well a worker is expected to do."""
+
+    FOR_TARGET = 0
+    FOR_DEADLINE = 1
+    LATE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What is expected of one worker."""
+
+    view: View
+    asset: Asset
+    allowed: tuple[Rung, ...]
+    """The rungs that the caller accepts there, best first."""
+    rung: Rung
+    """The best that is in time."""
+    load: Load
+    """The request at this rung."""
+    finish: Cost
+    """From now."""
+    in_time: InTime
+
+
+def rank(ask: Ask, views: Sequence[View], now_s: float, quantile: float) -> list[Placement]:
+    """The workers to ask, best first: in time, then highest quality, then earliest finish, then fewest in flight.
+
+    `views`: every healthy worker, of any kind; those of other kinds count as foreign work on their devices. An empty
+    list means that no healthy worker does this kind of work. Raises `NotFound` when none of those that do has the
+    asset, and `BadInput` or `NoSuchRung` for a service level that none can meet.
+    """
+    able = [view for view in views if view.description.kind == ask.kind]
+    having = [(view, asset) for view in able if (asset := view.asset(ask.asset)) is not None]
+    if able and not having:
+        known = sorted({asset.name for view in able for asset in view.description.assets})
+        raise NotFound(ask.field, ask.asset, known)
+    placements, refusal = [], None
+    for view, asset in having:
+        try:
+            wish = read_wish(ask.level, asset.ladder, ask.kind)
+        except NoSuchRung as error:
+            refusal = error
+            continue
+        placements.append(_place(ask, view, asset, wish, _foreign(view, views), now_s, quantile))
+    if refusal is not None and not placements:
+        raise refusal
+    return sorted(placements, key=lambda placement: _order(placement, quantile))
+
+
+def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
+    finish_ms = round(placement.finish.quantile_ms(quantile), 3)
+    view = placement.view
+    return placement.in_time, -placement.rung.quality, finish_ms, view.in_flight, view.address
+
+
+def _foreign(view: View, views: Sequence[View]) -> Foreign:
+    device = view.description.device_id
+    others = (other for other in views if device and other is not view and other.description.device_id == device)
+    return [row for other in others for row in other.demand]
+
+
+def _place(
+    ask: Ask, view: View, asset: Asset, wish: Wish, foreign: Foreign, now_s: float, quantile: float
+) -> Placement:
+    """The best rung in time for the target; else the best for the deadline; else the cheapest."""
+    target_s = min(ask.due_s, math.inf if wish.target_s is None else ask.arrival_s + wish.target_s)
+    expected = []
+    for rung in wish.allowed:
+        load = _load(ask, view, asset, rung)
+        expected.append((rung, load, _finish(load, view, asset, rung, foreign)))
+        if expected[-1][2].quantile_ms(quantile) <= (target_s - now_s) * 1000:
+            return Placement(view, asset, wish.allowed, *expected[-1], InTime.FOR_TARGET)
+    for rung, load, finish in expected:
+        if finish.quantile_ms(quantile) <= (ask.due_s - now_s) * 1000:
+            return Placement(view, asset, wish.allowed, rung, load, finish, InTime.FOR_DEADLINE)
+    return Placement(view, asset, wish.allowed, *expected[-1], InTime.LATE)
+
+
+def _load(ask: Ask, view: View, asset: Asset, rung: Rung) -> Load:
+    if ask.kind == common_pb2.KIND_SPLAT:
+        share = ask.pixels / FRAME_PIXELS
+        frame = view.report.curve(asset.hash, rung.label).at(1)
+        return Load(ask.due_s, 1, 0, Cost(frame.mean_ms * share, frame.var_ms2 * share * share))
+    if ask.kind == common_pb2.KIND_TEXT:
+        steps = max(1, math.ceil(ask.tokens * (rung.token_share or 1.0)))
+        return Load(ask.due_s, 1, steps, Cost(ask.prompt_tokens * view.report.prefill_token_ms))
+    return Load(ask.due_s, max(1, ask.items), rung.nfe or 1, ZERO)
+
+
+def _finish(load: Load, view: View, asset: Asset, rung: Rung, foreign: Foreign) -> Cost:
+    """When the load would finish among the worker's own, in the order of their deadlines."""
+    place = sum(1 for other in view.loads if other.due_s <= load.due_s)
+    loads = [*view.loads[:place], load, *view.loads[place:]]
+    return predict_finish(loads, view.report.curve(asset.hash, rung.label), view.report.max_batch, foreign)[place]

@@ -1,0 +1,182 @@
+"""The workers' services as the router serves them, and the router's own."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from headway.deadline import Budget, Clock, budget_of
+from headway.errors import Unimplemented
+from headway.server import Registration, tenant_of_call
+from headway.telemetry import Answer as CountedAnswer
+from headway.telemetry import Metrics, Span, Tracing
+from headway.v1 import router_pb2, router_pb2_grpc
+from services.router.calls import Calls
+from services.router.config import RouterConfig
+from services.router.forwarding import Forwarder, Outgoing, no_worker
+from services.router.listing import Lister
+from services.router.methods import LISTINGS, NOT_SERVED, PASSED_ON, Listing, Method
+from services.router.placement import Ask, Placement, rank
+from services.router.pool import Pool, kind_name
+from services.router.replay import Answer, replay
+from services.router.result_cache import ResultCache
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the router is made of."""
+
+    config: RouterConfig
+    pool: Pool
+    forwarder: Forwarder
+    lister: Lister
+    cache: ResultCache | None
+    calls: Calls
+    metrics: Metrics
+    tracing: Tracing
+    clock: Clock
+
+    def budget(self, context: Any) -> Budget:
+        """The budget of a call; take it on the handler's first line. Raises `Expired`."""
+        return budget_of(
+            context,
+            max_deadline_s=self.config.max_deadline_s,
+            reserve_s=self.config.return_reserve_ms / 1000,
+            clock=self.clock,
+        )
+
+
+class Proxy:
+    """One method of a worker, over all workers: takes and gives bytes, and parses the request alone."""
+
+    def __init__(self, method: Method, parts: Parts) -> None:
+        self._method, self._parts = method, parts
+
+    async def stream(self, raw: bytes, context: Any) -> AsyncGenerator[bytes, None]:
+        """The answer's messages: kept ones when they will do, else a worker's."""
+        parts, method = self._parts, self._method
+        budget = parts.budget(context)
+        with parts.calls.call():
+            parts.metrics.budget.labels(kind_name(method.kind)).observe(budget.total_s)
+            request = method.read_request(raw)
+            placements = self._rank(method.ask(request, budget))
+            outgoing = Outgoing(method, raw, budget, context.set_trailing_metadata)
+            if parts.cache is not None and method.reproducible(request):
+                answer = self._cached(parts.cache, request, outgoing, placements)
+            else:
+                answer = parts.forwarder.messages(outgoing, placements)
+            async with aclosing(answer) as messages:
+                async for message in messages:
+                    yield message
+
+    async def unary(self, raw: bytes, context: Any) -> bytes:
+        """The one message of the answer."""
+        async with aclosing(self.stream(raw, context)) as messages:
+            return [message async for message in messages][-1]
+
+    def _rank(self, ask: Ask) -> list[Placement]:
+        parts = self._parts
+        with parts.tracing.span(Span.ROUTER_PICK):
+            placements = rank(ask, parts.pool.views(), parts.clock(), parts.config.rung_quantile)
+        if not placements:
+            raise no_worker(kind_name(ask.kind))
+        return placements
+
+    async def _cached(
+        self, cache: ResultCache, request: Any, outgoing: Outgoing, placements: list[Placement]
+    ) -> AsyncGenerator[bytes, None]:
+        method, tenant = self._method, tenant_of_call.get()
+        found = await cache.find(method, request, tenant, placements[0], outgoing.budget)
+        if found is not None:
+            for message in self._replayed(found, outgoing.budget):
+                yield message
+            return
+        recording = cache.recording()
+        async with aclosing(self._parts.forwarder.messages(outgoing, placements)) as messages:
+            async for message in messages:
+                recording.add(message)
+                yield message
+        if recording.messages is not None:
+            cache.keep(method, request, tenant, recording.messages)
+
+    def _replayed(self, answer: Answer, budget: Budget) -> list[bytes]:
+        parts, method = self._parts, self._method
+        now_s = parts.clock()
+        messages = replay(method, answer, budget, now_s)
+        slack_s, served = budget.remaining_s(now_s), answer.served
+        counted = CountedAnswer(served.rung.label, "cached", served.quality, slack_s, slack_s)
+        parts.metrics.record_answer(kind_name(method.kind), counted)
+        return messages
+
+
+class RouterServicer(router_pb2_grpc.RouterServicer):
+    """The router's own service."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def Pick(self, request: router_pb2.PickRequest, context: Any) -> router_pb2.PickResponse:
+        raise Unimplemented("Pick is part of the contract, but not served by this version")
+
+    async def ListWorkers(self, request: router_pb2.ListWorkersRequest, context: Any) -> router_pb2.ListWorkersResponse:
+        cache = self._parts.cache
+        return router_pb2.ListWorkersResponse(
+            workers=self._parts.pool.entries(), prefix_cache_reachable=cache is not None and cache.reachable
+        )
+
+    async def Drain(self, request: router_pb2.DrainRouterRequest, context: Any) -> router_pb2.DrainRouterResponse:
+        return router_pb2.DrainRouterResponse(finished=await self._parts.calls.drain())
+
+
+def registrations(parts: Parts) -> list[Registration]:
+    """Every service of the router: the workers' own, by bytes, and `Router`."""
+    handlers: dict[str, dict[str, Any]] = {}
+    for method in PASSED_ON:
+        handlers.setdefault(method.service, {})[method.name] = _proxy_handler(method, parts)
+    for listing in LISTINGS:
+        handlers[listing.service][listing.name] = _listing_handler(listing, parts)
+    for service, name, streams in NOT_SERVED:
+        handlers[service][name] = _unserved_handler(name, streams)
+
+    def add_router(server: grpc.aio.Server) -> None:
+        router_pb2_grpc.add_RouterServicer_to_server(RouterServicer(parts), server)
+
+    own = Registration("headway.v1.Router", add_router)
+    return [*(_registration(f"headway.v1.{service}", by_name) for service, by_name in handlers.items()), own]
+
+
+def _registration(name: str, handlers: dict[str, Any]) -> Registration:
+    def add(server: grpc.aio.Server) -> None:
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+    return Registration(name, add)
+
+
+def _proxy_handler(method: Method, parts: Parts) -> Any:
+    proxy = Proxy(method, parts)
+    if method.streams:
+        return grpc.unary_stream_rpc_method_handler(proxy.stream)
+    return grpc.unary_unary_rpc_method_handler(proxy.unary)
+
+
+def _listing_handler(listing: Listing, parts: Parts) -> Any:
+    async def list_all(raw: bytes, context: Any) -> Any:
+        budget = parts.budget(context)
+        with parts.calls.call():
+            return await parts.lister.merged(listing, budget)
+
+    return grpc.unary_unary_rpc_method_handler(list_all, response_serializer=listing.response.SerializeToString)
+
+
+def _unserved_handler(name: str, streams: bool) -> Any:
+    def refuse(raw: bytes, context: Any) -> Any:
+        raise Unimplemented(f"{name} is part of the contract, but not served by this version")
+
+    async def refuse_unary(raw: bytes, context: Any) -> bytes:
+        return bytes(refuse(raw, context))
+
+    if streams:
+        return grpc.unary_stream_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse_unary)

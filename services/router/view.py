@@ -1,0 +1,173 @@
+"""One worker as placement sees it: what it has, what it has admitted, what its steps cost. Immutable."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headway.cost import ZERO, Cost, Load, StepCurve, predict_finish
+from headway.quality import Ladder, Rung
+from headway.v1 import common_pb2, worker_pb2
+
+_NO_STEPS = StepCurve(((1, ZERO),))
+
+
+class BadReport(ValueError):
+    """A worker's description or state contradicts itself or its configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One model or scene of a worker."""
+
+    name: str
+    hash: str
+    ladder: Ladder
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a worker is, from `Describe`."""
+
+    worker_id: str
+    kind: common_pb2.Kind
+    device_id: str
+    engine: str
+    """Engine, device and precision, for people."""
+    assets: tuple[Asset, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker has to do and what that costs, from `Watch`; times are monotonic seconds here."""
+
+    received_s: float
+    loads: tuple[Load, ...]
+    """By deadline."""
+    curves: Mapping[tuple[str, str], StepCurve]
+    """By asset hash and rung label; the label is empty where all rungs' steps cost the same."""
+    max_batch: int
+    prefill_token_ms: float
+    in_flight: int
+    backlog_ms: float
+    draining: bool
+
+    def curve(self, asset_hash: str, label: str) -> StepCurve:
+        """The costs of a step for this asset and rung, or the nearest that the worker reports."""
+        for key in ((asset_hash, label), (asset_hash, ""), ("", label), ("", "")):
+            if key in self.curves:
+                return self.curves[key]
+        return self.general
+
+    @property
+    def general(self) -> StepCurve:
+        """The costs of a step of whatever the worker does."""
+        unlabelled = (curve for (_, label), curve in self.curves.items() if not label)
+        return next(unlabelled, next(iter(self.curves.values()), _NO_STEPS))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A healthy worker at one time."""
+
+    address: str
+    description: Description
+    report: Report
+    loads: tuple[Load, ...]
+    """The report's and what was sent since, by deadline."""
+    in_flight: int
+    demand: tuple[tuple[float, float], ...]
+    """Device work by deadline: (due, monotonic s; ms); foreign work to others on the device."""
+
+    def asset(self, name: str) -> Asset | None:
+        """The asset of this name or hash; the first when `name` is empty."""
+        return next((asset for asset in self.description.assets if name in ("", asset.name, asset.hash)), None)
+
+
+def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind) -> Description:
+    """Raises `BadReport` when it is of another kind than configured, or its ladders are no ladders."""
+    if message.kind != kind:
+        said, wanted = (common_pb2.Kind.Name(value).removeprefix("KIND_").lower() for value in (message.kind, kind))
+        raise BadReport(f"it is a worker for {said}, not for {wanted}")
+    try:
+        assets = tuple(Asset(asset.name, asset.hash, _ladder(asset.ladder)) for asset in message.assets)
+    except ValueError as error:
+        raise BadReport(f"its ladders are wrong: {error}") from error
+    engine = f"{message.engine}, {message.device}, {message.precision}"
+    return Description(message.worker_id, message.kind, message.device_id, engine, assets)
+
+
+def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:
+    """Raises `BadReport` for costs that are no costs."""
+    loads = sorted((_load(load, received_s) for load in message.loads), key=_due_s)
+    return Report(
+        received_s=received_s,
+        loads=tuple(loads),
+        curves=_curves(message.step_costs),
+        max_batch=max(1, message.max_batch),
+        prefill_token_ms=_number("prefill_token_ms", message.prefill_token_ms),
+        in_flight=message.in_flight,
+        backlog_ms=message.backlog_ms,
+        draining=message.draining,
+    )
+
+
+def make_view(address: str, description: Description, report: Report, sent: Sequence[Load]) -> View:
+    """The worker with what was sent to it since its report."""
+    loads = tuple(sorted((*report.loads, *sent), key=_due_s))
+    in_flight = report.in_flight + len(sent)
+    return View(address, description, report, loads, in_flight, _demand(loads, report))
+
+
+def _demand(loads: Sequence[Load], report: Report) -> tuple[tuple[float, float], ...]:
+    rows, before_ms = [], 0.0
+    for load, finish in zip(loads, predict_finish(loads, report.general, report.max_batch), strict=True):
+        rows.append((load.due_s, max(0.0, finish.mean_ms - before_ms)))
+        before_ms = max(before_ms, finish.mean_ms)
+    return tuple(rows)
+
+
+def _load(message: worker_pb2.Load, received_s: float) -> Load:
+    setup = Cost(_number("setup_mean_ms", message.setup_mean_ms), _number("setup_var_ms2", message.setup_var_ms2))
+    due_s = received_s + _finite("due_in_ms", message.due_in_ms) / 1000
+    return Load(due_s, max(1, message.items), message.steps_left, setup)
+
+
+def _curves(costs: Iterable[worker_pb2.StepCost]) -> dict[tuple[str, str], StepCurve]:
+    points: dict[tuple[str, str], dict[int, Cost]] = {}
+    for cost in costs:
+        value = Cost(_number("mean_ms", cost.mean_ms), _number("var_ms2", cost.var_ms2))
+        points.setdefault((cost.asset_hash, cost.rung), {})[max(1, cost.batch)] = value
+    return {key: StepCurve(tuple(sorted(sizes.items(), key=_first))) for key, sizes in points.items()}
+
+
+def _ladder(message: common_pb2.Ladder) -> Ladder:
+    return Ladder(tuple(_rung(rung) for rung in message.rungs))
+
+
+def _rung(message: common_pb2.Rung) -> Rung:
+    figure: dict[str, Any] = {}
+    measure = message.WhichOneof("figure")
+    if measure is not None:
+        figure[measure] = getattr(message, measure)
+    return Rung(message.label, message.quality, **figure)
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise BadReport(f"its {name} is {value}")
+    return value
+
+
+def _number(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise BadReport(f"its {name} is {value}")
+    return value
+
+
+def _due_s(load: Load) -> float:
+    return load.due_s
+
+
+def _first(pair: tuple[int, Cost]) -> int:
+    return pair[0]

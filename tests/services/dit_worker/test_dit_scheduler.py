@@ -1,0 +1,172 @@
+"""Scheduler and engine over stepped time: what is planned, what runs, what a late plan changes."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import Cost, StepCurve
+from headway.deadline import Budget
+from headway.planning import plan_queue
+from headway.quality import Ladder, Rung, read_wish
+from headway.ticket import Finished, Ticket
+from headway.v1 import common_pb2
+from services.dit_worker.encode import Format
+from services.dit_worker.engine import DitEngine
+from services.dit_worker.sample_group import ImagesSpec, SampleGroup
+from services.dit_worker.sampler import finish, start
+from services.dit_worker.scheduler import DitScheduler, ImageCosts
+
+LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.9, nfe=2), Rung("1", 0.8, nfe=1)))
+SAME = Cost(1.0)
+
+
+def flat(ms: float) -> StepCurve:
+    return StepCurve(((1, Cost(ms)),))
+
+
+COSTS = ImageCosts(flat(100.0), flat(3.0), {form: flat(7.0) for form in Format})
+SCHEDULER = DitScheduler(COSTS, max_batch=8, rung_quantile=0.9, admission_quantile=0.999, overhead_ms=1.0)
+
+
+def group(count: int = 2, budget_s: float = 10.0, seed: int = 5, exact: str | None = None) -> SampleGroup:
+    budget = Budget(0.0, budget_s, 0.0)
+    level = common_pb2.ServiceLevel(exact=exact) if exact else common_pb2.ServiceLevel()
+    ticket = Ticket(budget, read_wish(level, LADDER, common_pb2.KIND_IMAGE), budget.due_s)
+    return SampleGroup(ticket, ImagesSpec(tuple(i % 3 for i in range(count)), seed, 1.0, Format.FLOAT32, 90))
+
+
+class Rig:
+    """Plays the engine loop by hand: plan, step, apply, at times that the test says."""
+
+    def __init__(self, flow) -> None:
+        self.now_s = 0.0
+        self.engine = DitEngine(flow, SCHEDULER, lambda: self.now_s)
+
+    def plan(self, *works: SampleGroup) -> list[SampleGroup]:
+        jobs = [SCHEDULER.job(work, self.now_s) for work in works]
+        plan = plan_queue(jobs, SCHEDULER.setting(self.now_s, (), SAME))
+        by_key = {work.ticket.key: work for work in works}
+        for key, choice in plan.items():
+            ticket = by_key[key].ticket
+            ticket.choice = choice
+            if ticket.plan is None:
+                steps = choice.option.load.steps_left
+                ticket.plan, ticket.started_s = common_pb2.Plan(rung=choice.option.rung.to_proto(), steps=steps), 0.0
+        return [by_key[key] for key in plan]
+
+    def step(self, works: list[SampleGroup], scale: Cost = SAME) -> list:
+        batch = SCHEDULER.next_batch(works, self.now_s, scale)
+        assert batch is not None
+        return self.engine.apply(batch, self.engine.run(batch), self.now_s)
+
+
+def labels(work: SampleGroup) -> list[str]:
+    return [option.rung.label for option in SCHEDULER.job(work, 0.0).options]
+
+
+def test_rungs_already_passed_are_no_longer_options():
+    work = group()
+    assert labels(work) == ["4", "2", "1"]
+    work.ticket.steps_executed = 1
+    assert labels(work) == ["4", "2"]
+    work.ticket.steps_executed = 3
+    options = SCHEDULER.job(work, 0.0).options
+    assert [(option.rung.label, option.load.steps_left) for option in options] == [("4", 1)]
+
+
+def test_noise_is_counted_before_the_first_step_and_encoding_always():
+    work = group()
+    assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(10.0)
+    work.begun = True
+    assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(7.0)
+
+
+def test_a_step_takes_the_longest_run_that_fits(tiny):
+    works = Rig(tiny).plan(group(4), group(3), group(2), group(1))
+    batch = SCHEDULER.next_batch(works, 0.0, SAME)
+    assert batch is not None
+    assert (len(batch.works), batch.items) == (2, 7)
+    assert batch.predicted == Cost(100.0 + 2 * 3.0)
+
+
+def test_the_last_steps_prediction_holds_the_encoding(tiny):
+    works = Rig(tiny).plan(group(4, exact="1"))
+    batch = SCHEDULER.next_batch(works, 0.0, SAME)
+    assert batch is not None
+    assert batch.predicted == Cost(110.0)
+    assert batch.ends == (0.0,)
+
+
+def test_mixed_plans_and_ages_give_what_each_gives_alone(tiny):
+    rig = Rig(tiny)
+    old, young, quick = group(3, seed=1), group(2, seed=2), group(1, seed=3, exact="1")
+    events = rig.step(rig.plan(old))
+    for _ in range(4):
+        works = [work for work in (old, young, quick) if not any(t is work.ticket for t, _ in events)]
+        if works:
+            events += rig.step(rig.plan(*works))
+    results = {ticket.key: event.result for ticket, event in events}
+    for work, steps in ((old, 4), (young, 4), (quick, 1)):
+        alone = [start(tiny, seed=work.spec.seed, index=i, label=c) for i, c in enumerate(work.spec.labels)]
+        for image, sample in zip(results[work.ticket.key], finish(tiny, alone, steps), strict=True):
+            pixels = torch.frombuffer(bytearray(image.data), dtype=torch.float32).view(1, 4, 4)
+            torch.testing.assert_close(pixels, sample.x.clamp(-1, 1), rtol=0, atol=1e-5)
+            assert image.executed == steps
+
+
+def test_a_late_request_finishes_at_a_lower_rung_and_says_so(tiny):
+    rig = Rig(tiny)
+    work = group(budget_s=0.45)
+    assert rig.step(rig.plan(work)) == []
+    assert work.ticket.plan.steps == 4
+    rig.now_s = 0.3  # the step took three times as long as predicted
+    ((ticket, event),) = rig.step(rig.plan(work))
+    assert isinstance(event, Finished)
+    assert ticket.steps_executed == 2
+    assert ticket.rung.label == "2"
+    assert ticket.reason == common_pb2.RUNG_REASON_REPLANNED_LATE
+
+
+def test_a_plan_made_while_the_last_step_runs_does_not_rename_what_was_served(tiny):
+    rig = Rig(tiny)
+    work = group(exact="1")
+    batch = SCHEDULER.next_batch(rig.plan(work), 0.0, SAME)
+    assert batch is not None
+    result = rig.engine.run(batch)
+    other = group()
+    rig.plan(other)
+    work.ticket.choice = other.ticket.choice
+    rig.engine.apply(batch, result, 0.0)
+    assert work.ticket.rung.label == "1"
+
+
+def test_stages_cover_the_work_and_samples_are_freed(tiny):
+    rig = Rig(tiny)
+    work = group(exact="1")
+    rig.step(rig.plan(work))
+    assert [stage.name for stage in work.ticket.stages] == ["queue", "steps", "encode"]
+    assert [stage.predicted_ms for stage in work.ticket.stages] == [0.0, 103.0, 7.0]
+    rig.engine.release(work)
+    assert work.samples == ()
+    slow = group(exact="1")
+    rig.step(rig.plan(slow), scale=Cost(2.0))
+    assert [stage.predicted_ms for stage in slow.ticket.stages] == [0.0, 206.0, 14.0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+    budgets=st.lists(st.floats(0.05, 5.0), min_size=6, max_size=6),
+)
+def test_a_step_never_exceeds_the_largest_batch_and_never_skips_the_front(sizes, budgets):
+    works = [group(size, budget_s) for size, budget_s in zip(sizes, budgets, strict=False)]
+    jobs = [SCHEDULER.job(work, 0.0) for work in works]
+    plan = plan_queue(jobs, SCHEDULER.setting(0.0, (), SAME))
+    order = sorted(works, key=lambda work: list(plan).index(work.ticket.key))
+    for work in works:
+        work.ticket.choice = plan[work.ticket.key]
+    batch = SCHEDULER.next_batch(order, 0.0, SAME)
+    assert batch is not None
+    assert list(batch.works) == order[: len(batch.works)]
+    assert batch.items <= SCHEDULER.max_batch
+    assert all(0 <= end < 1 for end in batch.ends)

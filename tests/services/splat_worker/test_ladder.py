@@ -1,0 +1,111 @@
+"""Importance, levels, the measured ladder and its cache, on the scene that ships."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scene_files
+
+from services.splat_worker import ladder
+from services.splat_worker.card import read_cards
+from services.splat_worker.encode import to_pixels
+from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.readers import read_scene
+from services.splat_worker.scene import Scene, SceneLimits, build_scene
+from services.splat_worker.views import Pose, default_pose, orbit
+
+SCENES = Path(__file__).parents[3] / "models" / "scenes"
+CARD = read_cards(SCENES)["still-life"]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Scene:
+    return read_scene(SCENES / "still-life.spz", SceneLimits())
+
+
+@pytest.fixture(scope="module")
+def ranked(shipped: Scene, tmp_path_factory: pytest.TempPathFactory) -> ladder.RankedScene:
+    return ladder.rank(shipped, CARD.home, Rasterizer(1), tmp_path_factory.mktemp("cache"))
+
+
+def test_the_card_says_what_is_measured(shipped: Scene, ranked: ladder.RankedScene) -> None:
+    facts = CARD.facts
+    assert facts["scene_id"] == shipped.scene_id
+    assert facts["gaussians"] == shipped.count
+    stated = {rung["label"]: rung.get("psnr_db") for rung in json.loads(json.dumps(facts["ladder"]))}
+    measured = {rung.label: rung.psnr_db for rung in ranked.ladder.rungs}
+    assert stated.keys() == measured.keys()
+    for label, psnr_db in measured.items():
+        assert stated[label] == (None if psnr_db is None else pytest.approx(psnr_db, abs=0.1))
+
+
+def test_rungs_fall_in_quality_and_in_work(ranked: ladder.RankedScene) -> None:
+    rasterizer, camera = Rasterizer(1), CARD.home.camera(256, 256)
+    work = []
+    for rung in ranked.ladder.rungs:
+        assert rung.resolution_scale is not None
+        work.append(rasterizer.render(ranked.at(rung), camera.scaled(rung.resolution_scale)).pairs)
+    assert len(work) >= 5
+    assert work == sorted(work, reverse=True)
+    assert ranked.ladder.top.quality == 1 and ranked.ladder.top.psnr_db is None
+
+
+def test_importance_beats_chance(shipped: Scene, ranked: ladder.RankedScene) -> None:
+    rasterizer, camera = Rasterizer(1), orbit(CARD.home, 1, 0.7)[0].camera(192, 192)
+    full = rasterizer.render(ranked.scene, camera).rgb
+    half = shipped.count // 2
+    by_chance = shipped.permuted(np.random.default_rng(1).permutation(shipped.count)[:half])
+    errors = [np.mean((rasterizer.render(s, camera).rgb - full) ** 2) for s in (ranked.scene.prefix(half), by_chance)]
+    assert errors[0] < errors[1] / 2
+
+
+def test_the_order_is_a_permutation_of_the_same_scene(shipped: Scene, ranked: ladder.RankedScene) -> None:
+    assert ranked.scene.scene_id == shipped.scene_id
+    assert np.array_equal(np.sort(ranked.scene.means[:, 0]), np.sort(shipped.means[:, 0]))
+    camera = CARD.home.camera(128, 96)
+    one, other = (Rasterizer(1).render(scene, camera).rgb for scene in (shipped, ranked.scene))
+    assert np.abs(to_pixels(one).astype(int) - to_pixels(other)).max() <= 2  # only exact depth ties may differ
+
+
+def small() -> tuple[Scene, Pose]:
+    scene = build_scene(scene_files.gaussians(count=200, degree=0))
+    return scene, default_pose(scene)
+
+
+def test_what_is_cached_is_what_was_measured(tmp_path: Path) -> None:
+    scene, home = small()
+    first = ladder.rank(scene, home, Rasterizer(1), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    stamp = entry.stat().st_mtime_ns
+    second = ladder.rank(scene, home, Rasterizer(1), tmp_path)
+    assert second.ladder == first.ladder
+    assert np.array_equal(second.scene.means, first.scene.means)
+    assert entry.stat().st_mtime_ns == stamp  # read, not written again
+
+
+def test_a_damaged_cache_entry_is_measured_anew(tmp_path: Path) -> None:
+    scene, home = small()
+    truth = ladder.rank(scene, home, Rasterizer(1), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    whole = entry.read_bytes()
+    wrong = np.zeros(scene.count, dtype=np.int32)
+    for damage in (b"", whole[: len(whole) // 2], b"junk" * 100):
+        entry.write_bytes(damage)
+        assert ladder.rank(scene, home, Rasterizer(1), tmp_path).ladder == truth.ladder
+    with entry.open("wb") as file:
+        np.savez(file, order=wrong, rungs=np.frombuffer(b"[]", dtype=np.uint8))
+    again = ladder.rank(scene, home, Rasterizer(1), tmp_path)
+    assert np.array_equal(again.scene.means, truth.scene.means)
+
+
+def test_ordering_and_scoring_share_no_camera() -> None:
+    home = Pose((0.0, 1.0, 4.0), (0.0, 0.0, 0.0))
+    ordering = np.array([pose.position for pose in orbit(home, ladder.ORDER_VIEWS, 0.0)])
+    scoring = np.array([pose.position for pose in orbit(home, ladder.SCORE_VIEWS, 0.37)])
+    apart = np.linalg.norm(ordering[:, None] - scoring[None], axis=-1)
+    assert apart.min() > 0.1
+
+
+def test_normalised_quality_is_clipped() -> None:
+    assert [ladder.normalised(psnr) for psnr in (-5.0, 20.0, 32.5, 45.0, 99.0)] == [0, 0, 0.5, 1, 1]

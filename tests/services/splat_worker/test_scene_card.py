@@ -1,0 +1,37 @@
+"""Cards: what is written is read, and what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headway.errors import BadInput
+from services.splat_worker.card import CARD_NAME, SceneCard, read_cards, write_card
+from services.splat_worker.views import Pose
+
+CARD = SceneCard(Pose((1.0, 2.0, 3.0), (0.0, 0.0, 0.0)), {"licence": "CC0"})
+
+
+def test_cards_are_kept_side_by_side(tmp_path: Path) -> None:
+    assert read_cards(tmp_path) == {}
+    write_card(tmp_path, "a", CARD)
+    write_card(tmp_path, "b", CARD)
+    assert read_cards(tmp_path) == {"a": CARD, "b": CARD}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"a": 3}',
+        '{"a": {"home": {}}}',
+        '{"a": {"home": {"position": [1, 2], "target": [0, 0, 0], "up": [0, 1, 0], "field_of_view_deg": 50}}}',
+        '{"a": {"home": {"position": [1, 2, NaN], "target": [0, 0, 0], "up": [0, 1, 0], "field_of_view_deg": 50}}}',
+        json.dumps({"a": {"home": {"position": [0] * 3, "target": [0] * 3, "up": [0, 1, 0], "field_of_view_deg": 5}}}),
+    ],
+)
+def test_a_bad_card_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / CARD_NAME).write_text(text)
+    with pytest.raises(BadInput):
+        read_cards(tmp_path)
