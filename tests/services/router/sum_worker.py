@@ -40,9 +40,9 @@ class SumScheduler:
         self.curve, self.max_batch = StepCurve(((1, Cost(step_ms)),)), 8
 
     def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
-        return Setting(now_s, self.curve, self.max_batch, foreign)
+        return Setting(now_s, self.curve, self.max_batch, scale, foreign)
 
-    def job(self, work: Sum, now_s: float, scale: Cost) -> Job:
+    def job(self, work: Sum, now_s: float) -> Job:
         ticket, done = work.ticket, work.ticket.steps_executed
         options = [
             Option(rung, Load(ticket.budget.due_s, 1, rung.nfe - done))
