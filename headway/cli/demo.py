@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from headway.cli.show import ms, reason
 from headway.cli.up import UpOptions, run_mesh
 from headway.client import Headway
 from headway.errors import HeadwayError
+from headway.v1 import common_pb2
 
 _MOST_RUNGS = 4
 _START_S = 300.0
+_PASSES = 3
 _SETTLE_S = 5.0
 _FITS = 0.6
 
@@ -78,15 +81,19 @@ def choose_deadlines_s(kind: Kind) -> list[float]:
     Raises the error of a request that fails with ample time.
     """
     _settle(kind)
-    costs_ms, kept_ms = [], 0.0
-    for label in _some(kind.rungs()):
-        shot = kind.send(GENEROUS_S, exact=label)
-        if shot.plan is None or shot.served is None:
-            raise shot.error or HeadwayError(f"{kind.name}: the answer has no plan")
-        costs_ms.append(shot.plan.predicted_p99_ms)
-        kept_ms = max(kept_ms, GENEROUS_S * 1000 - shot.plan.budget_ms)
+    plans = [[_plan(kind, label) for label in _some(kind.rungs())] for _ in range(_PASSES)]
+    kept_ms = statistics.median(GENEROUS_S * 1000 - plan.budget_ms for row in plans for plan in row)
+    costs_ms = [statistics.median(plan.predicted_p99_ms for plan in rung) for rung in zip(*plans, strict=True)]
+    costs_ms.sort(reverse=True)  # predictions move while they learn
     between = [(cost + better) / 2 for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
     return [GENEROUS_S, *((cost + kept_ms) / 1000 for cost in between), (costs_ms[-1] * 0.3 + kept_ms) / 1000]
+
+
+def _plan(kind: Kind, label: str) -> common_pb2.Plan:
+    shot = kind.send(GENEROUS_S, exact=label)
+    if shot.plan is None:
+        raise shot.error or HeadwayError(f"{kind.name}: the answer has no plan")
+    return shot.plan
 
 
 def _settle(kind: Kind) -> None:
