@@ -24,6 +24,7 @@ _START_S = 300.0
 _PASSES = 3
 _SETTLE_S = 5.0
 _FITS = 0.6
+_ROOM = 1.1
 
 
 def run_demo(folder: Path, models: Path, address: str | None, console: Console) -> None:
@@ -77,7 +78,8 @@ def show_all(address: str, folder: Path, console: Console) -> None:
 def choose_deadlines_s(kind: Kind) -> list[float]:
     """A generous deadline, one for each lower rung, and a hopeless one; from what each rung is predicted to cost here.
 
-    A rung's deadline lies halfway between its own cost and that of the next better one, and the hops' share is added.
+    A rung's deadline lies halfway between its own cost and that of the next better one, but not below what a refusal
+    says is the least, and the hops' share is added.
     Raises the error of a request that fails with ample time.
     """
     _settle(kind)
@@ -85,8 +87,16 @@ def choose_deadlines_s(kind: Kind) -> list[float]:
     kept_ms = statistics.median(GENEROUS_S * 1000 - plan.budget_ms for row in plans for plan in row)
     costs_ms = [statistics.median(plan.predicted_p99_ms for plan in rung) for rung in zip(*plans, strict=True)]
     costs_ms.sort(reverse=True)  # predictions move while they learn
-    between = [(cost + better) / 2 for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
-    return [GENEROUS_S, *((cost + kept_ms) / 1000 for cost in between), (costs_ms[-1] * 0.3 + kept_ms) / 1000]
+    hopeless_ms = costs_ms[-1] * 0.3 + kept_ms
+    least_ms = _least_ms(kind.send(hopeless_ms / 1000)) * _ROOM + kept_ms
+    between = [(cost + better) / 2 + kept_ms for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
+    chosen_ms = [GENEROUS_S * 1000, *(max(deadline_ms, least_ms) for deadline_ms in between), hopeless_ms]
+    return [deadline_ms / 1000 for deadline_ms in dict.fromkeys(chosen_ms)]
+
+
+def _least_ms(refused: Shot) -> float:
+    """What the refusal of a hopeless request says would do; 0 when it was not refused for that."""
+    return 0.0 if refused.error is None else float(refused.error.metadata.get("least_budget_ms", 0))
 
 
 def _plan(kind: Kind, label: str) -> common_pb2.Plan:
