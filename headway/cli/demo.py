@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Words
@@ -129,11 +130,11 @@ def _some(labels: Sequence[str]) -> list[str]:
 
 def shots_table(shots: Sequence[tuple[str, Shot]]) -> Table:
     """What every deadline bought."""
-    table = Table("work", title="The deadline is the budget")
-    for name in ("deadline", "answered in", "rung", "steps", "quality"):
-        table.add_column(name, justify="right")
-    for name in ("", "why", "result"):
-        table.add_column(name)
+    table = Table("work", title="The deadline is the budget", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("deadline", "took", "rung", "steps", "quality"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("result", overflow="fold")
     last = None
     for name, shot in shots:
         if last not in (None, name):
@@ -147,8 +148,9 @@ def _cells(shot: Shot) -> list[str | Words]:
     if shot.served is None:
         assert shot.error is not None
         least_ms = shot.error.metadata.get("least_budget_ms")
-        hint = "" if least_ms is None else f"at least {least_ms} ms would do"
-        return ["-", "-", "-", Words("refused", style="yellow"), shot.error.reason_name.lower().replace("_", " "), hint]
+        hint = "" if least_ms is None else f": {least_ms} ms would do"
+        why = shot.error.reason_name.lower().replace("_", " ")
+        return ["-", "-", "-", Words("refused", style="yellow"), why + hint]
     verdict = Words("in time", style="green") if shot.in_time else Words("late", style="red")
     served = shot.served
     return [
@@ -156,13 +158,12 @@ def _cells(shot: Shot) -> list[str | Words]:
         str(served.steps_executed),
         f"{served.quality:.2f}",
         verdict,
-        reason(served.reason),
-        shot.result,
+        shot.result if served.reason == common_pb2.RUNG_REASON_BEST_FIT else f"{shot.result} ({reason(served.reason)})",
     ]
 
 
 def _save_picture(table: Table, file: Path) -> None:
     with file.with_suffix(".txt").open("w") as plain:
-        recorder = Console(record=True, width=130, file=plain)
+        recorder = Console(record=True, width=100, file=plain)
         recorder.print(table)
     recorder.save_svg(str(file), title="headway demo")

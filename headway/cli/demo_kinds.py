@@ -149,7 +149,7 @@ def _save_sheet(images: Sequence[image_pb2.Image], file: Path) -> str:
         at = (image.index % _DIGITS * cell, image.index // _DIGITS * cell)
         sheet.paste(Pixels.open(io.BytesIO(image.data)), at)
     sheet.resize((sheet.width * _SCALE, sheet.height * _SCALE), Pixels.Resampling.BICUBIC).save(file)
-    return str(file)
+    return file.name
 
 
 class Frames:
@@ -176,7 +176,7 @@ class Frames:
             if shown:
                 file = self._folder / f"splats-{_stem(deadline_s)}.png"
                 file.write_bytes(response.frame.data)
-                answer.result = str(file)
+                answer.result = file.name
 
         return _timed(deadline_s, call)
 
