@@ -9,6 +9,8 @@ step runs.
 import asyncio
 import logging
 import math
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -218,6 +220,18 @@ class EngineLoop(Generic[W]):
     # --- the engine's thread
 
     def _main(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            # A fault in a decision: without its loop the process is no worker any more, so it ends and can be replaced.
+            log.critical("the engine loop failed; the worker ends", exc_info=True)
+            with self._changed:
+                self._stopping = True
+                events = self._end_all(Failed("the worker's engine loop failed"))
+            self._send(events)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _run(self) -> None:
         while True:
             with self._changed:
                 while not self._works and not self._stopping:

@@ -114,7 +114,7 @@ class ResultCache:
     async def _look_up(
         self, method: Method, key: bytes, placement: Placement, timeout_s: float
     ) -> tuple[CacheResult, Answer | None]:
-        with self._tracing.span(Span.CACHE_GET) as span:
+        with self._tracing.span(Span.CACHE_GET):
             try:
                 response = await self._stub.GetResult(
                     prefix_cache_pb2.GetResultRequest(key=key), timeout=timeout_s, metadata=inject(self._metadata)
@@ -125,7 +125,7 @@ class ResultCache:
                 return CacheResult.ERROR, None
             self._breaker.worked()
             result, answer = _judge(method, response, placement)
-            span.set_attribute("headway.cached", result is CacheResult.HIT)
+            self._tracing.note(cached=result is CacheResult.HIT)
         return result, answer
 
     async def _put(self, put: prefix_cache_pb2.PutResultRequest) -> None:

@@ -1,6 +1,7 @@
 """The engine loop over a real, tiny engine: one that adds up numbers, a step at a time."""
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -117,9 +118,9 @@ def make(number: int = 1, budget_s: float = 5.0, level: common_pb2.ServiceLevel 
 class Rig:
     def __init__(self, step_ms: float = 1.0, max_batch: int = 8, others: tuple[tuple[float, float], ...] = ()) -> None:
         self.engine, self.device = SumEngine(), Alone(others)
-        scheduler = SumScheduler(step_ms, max_batch)
+        self.scheduler = SumScheduler(step_ms, max_batch)
         self.loop = EngineLoop(
-            scheduler, self.engine, clock=time.monotonic, device=self.device, observer=Quiet(), name="sum"
+            self.scheduler, self.engine, clock=time.monotonic, device=self.device, observer=Quiet(), name="sum"
         )
 
 
@@ -243,3 +244,19 @@ async def test_the_device_is_told_what_is_to_come(rig: Rig) -> None:
         rig.engine.gate.set()
         await outcome(ticket)
     assert rig.device.demand == []
+
+
+async def test_a_fault_in_a_decision_ends_the_worker_and_tells_its_callers(rig: Rig) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        async with rig.loop.submit(make()) as ticket:
+            rig.scheduler.next_batch = lambda works, now_s, scale: 1 / 0  # type: ignore[assignment]
+            rig.engine.gate.set()
+            assert isinstance(await outcome(ticket), Failed)
+            await asyncio.wait_for(ended.wait(), 10)
+        with pytest.raises(Draining):
+            async with rig.loop.submit(make()):
+                pass
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,198 @@
+"""Placement is pure: what it ranks first, and what it refuses."""
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import Cost, Load, StepCurve, predict_finish
+from headway.errors import BadInput, NoSuchRung, NotFound
+from headway.quality import Ladder, Rung
+from headway.requests import service_level
+from headway.v1 import common_pb2, worker_pb2
+from services.router.placement import Ask, InTime, rank
+from services.router.view import Asset, BadReport, Description, Report, View, make_view, read_description, read_report
+
+NOW_S = 1000.0
+LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.8, nfe=2), Rung("1", 0.5, nfe=1)))
+
+
+def view(
+    name: str,
+    *,
+    step_ms: float = 10.0,
+    loads: tuple[Load, ...] = (),
+    kind: common_pb2.Kind = common_pb2.KIND_IMAGE,
+    device: str = "",
+    assets: tuple[str, ...] = ("digits",),
+    ladder: Ladder = LADDER,
+) -> View:
+    description = Description(name, kind, device, "", tuple(Asset(asset, f"hash-{asset}", ladder) for asset in assets))
+    curves = {("", ""): StepCurve(((1, Cost(step_ms)),))}
+    report = Report(NOW_S, loads, curves, 8, 0.0, len(loads), 0.0, False)
+    return make_view(name, description, report, ())
+
+
+def ask(budget_s: float = 1.0, level: common_pb2.ServiceLevel | None = None, asset: str = "") -> Ask:
+    level = level or common_pb2.ServiceLevel()
+    return Ask(common_pb2.KIND_IMAGE, "model", asset, level, NOW_S, NOW_S + budget_s)
+
+
+def order(request: Ask, *views: View) -> list[str]:
+    return [placement.view.address for placement in rank(request, views, NOW_S, 0.9)]
+
+
+def test_higher_quality_in_time_comes_first_then_the_earlier_finish() -> None:
+    slow, medium, quick = view("slow", step_ms=30), view("medium", step_ms=20), view("quick", step_ms=10)
+    assert order(ask(1.0), slow, medium, quick) == ["quick", "medium", "slow"]
+    first, second, third = rank(ask(0.081), [slow, medium, quick], NOW_S, 0.9)
+    assert [placement.rung.label for placement in (first, second, third)] == ["4", "4", "2"]
+
+
+def test_a_busy_worker_comes_after_an_idle_one() -> None:
+    busy = view("busy", loads=(Load(NOW_S + 0.2, 8, 4),))
+    assert order(ask(), busy, view("idle")) == ["idle", "busy"]
+
+
+def test_the_target_is_aimed_at_before_quality() -> None:
+    level = service_level(target_s=0.05)
+    placements = rank(ask(10.0, level), [view("slow", step_ms=60), view("quick", step_ms=20)], NOW_S, 0.9)
+    assert [(p.view.address, p.rung.label, p.in_time) for p in placements] == [
+        ("quick", "2", InTime.FOR_TARGET),
+        ("slow", "4", InTime.FOR_DEADLINE),
+    ]
+
+
+def test_what_nobody_can_do_in_time_is_still_ranked_for_the_worker_decides() -> None:
+    (placement,) = rank(ask(0.005), [view("only")], NOW_S, 0.9)
+    assert (placement.in_time, placement.rung.label) == (InTime.LATE, "1")
+
+
+def test_work_of_other_kinds_on_the_same_device_counts() -> None:
+    frames = view("splat", kind=common_pb2.KIND_SPLAT, device="gpu0", loads=(Load(NOW_S + 0.1, 1, 0, Cost(500.0)),))
+    shared, own = view("shared", device="gpu0", step_ms=9), view("own", device="gpu1", step_ms=10)
+    assert order(ask(), frames, shared, own) == ["own", "shared"]
+    assert order(ask(0.09), frames, shared, own) == ["shared", "own"]  # due before the frame
+
+
+def test_the_asset_must_be_there() -> None:
+    digits, faces = view("a"), view("b", assets=("digits", "faces"))
+    assert order(ask(asset="faces"), digits, faces) == ["b"]
+    assert order(ask(asset="hash-faces"), digits, faces) == ["b"]
+    with pytest.raises(NotFound) as failure:
+        order(ask(asset="cats"), digits, faces)
+    assert failure.value.metadata["known"] == "digits,faces"
+    assert order(ask(asset="cats")) == []
+
+
+def test_rungs_and_floors_are_checked() -> None:
+    short = view("short", ladder=Ladder((Rung("1", 1.0, nfe=1),)))
+    assert order(ask(level=service_level(exact="2")), short, view("long")) == ["long"]
+    with pytest.raises(NoSuchRung):
+        order(ask(level=service_level(exact="9")), short, view("long"))
+    with pytest.raises(BadInput):
+        order(ask(level=service_level(at_least="psnr_db=3")), view("long"))
+
+
+def test_frames_cost_by_their_rung_and_size() -> None:
+    ladder = Ladder((Rung("100%", 1.0), Rung("50%", 0.6, psnr_db=35.0)))
+    description = Description("s", common_pb2.KIND_SPLAT, "", "", (Asset("room", "hash", ladder),))
+    curves = {
+        ("hash", "100%"): StepCurve(((1, Cost(100.0)),)),
+        ("hash", "50%"): StepCurve(((1, Cost(40.0)),)),
+    }
+    worker = make_view("s", description, Report(NOW_S, (), curves, 1, 0.0, 0, 0.0, False), ())
+    level = common_pb2.ServiceLevel()
+    small = Ask(common_pb2.KIND_SPLAT, "scene", "room", level, NOW_S, NOW_S + 0.15)
+    large = Ask(common_pb2.KIND_SPLAT, "scene", "room", level, NOW_S, NOW_S + 0.15, pixels=512 * 512 * 3)
+    assert rank(small, [worker], NOW_S, 0.9)[0].rung.label == "100%"
+    assert rank(large, [worker], NOW_S, 0.9)[0].rung.label == "50%"
+
+
+def test_texts_cost_their_prompt_and_their_tokens() -> None:
+    ladder = Ladder((Rung("100%", 1.0, token_share=1.0), Rung("50%", 0.5, token_share=0.5)))
+    description = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", ladder),))
+    curves = {("hash", ""): StepCurve(((1, Cost(1.0)),))}
+    worker = make_view("t", description, Report(NOW_S, (), curves, 4, 0.5, 0, 0.0, False), ())
+    level = common_pb2.ServiceLevel()
+
+    def placed(tokens: int, prompt_tokens: int) -> tuple[str, float]:
+        text = Ask(
+            common_pb2.KIND_TEXT, "model", "", level, NOW_S, NOW_S + 0.2, tokens=tokens, prompt_tokens=prompt_tokens
+        )
+        placement = rank(text, [worker], NOW_S, 0.9)[0]
+        return placement.rung.label, placement.finish.mean_ms
+
+    assert placed(100, 100) == ("100%", 150.0)
+    assert placed(100, 240) == ("50%", 170.0)
+
+
+loads = st.builds(
+    Load,
+    due_s=st.floats(NOW_S, NOW_S + 5),
+    items=st.integers(1, 12),
+    steps_left=st.integers(0, 5),
+    setup=st.builds(Cost, st.floats(0, 50)),
+)
+fleets = st.lists(
+    st.tuples(st.floats(1, 100), st.lists(loads, max_size=4), st.sampled_from(["", "a", "b"])), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(fleets, st.floats(0.01, 3), st.randoms(use_true_random=False))
+def test_ranking_is_an_order_of_promises_and_does_not_depend_on_the_order_of_reports(
+    fleet: list[tuple[float, list[Load], str]], budget_s: float, random: object
+) -> None:
+    views = [
+        view(f"w{index}", step_ms=step_ms, loads=tuple(sorted(admitted, key=lambda load: load.due_s)), device=device)
+        for index, (step_ms, admitted, device) in enumerate(fleet)
+    ]
+    placements = rank(ask(budget_s), views, NOW_S, 0.9)
+    assert {placement.view.address for placement in placements} == {worker.address for worker in views}
+    keys = [(p.in_time, -p.rung.quality) for p in placements]
+    assert keys == sorted(keys)
+    for placement in placements:
+        in_time = placement.finish.quantile_ms(0.9) <= budget_s * 1000
+        assert in_time == (placement.in_time is not InTime.LATE)
+    assert order(ask(budget_s), *reversed(views)) == [placement.view.address for placement in placements]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(loads, max_size=5), st.lists(loads, max_size=3))
+def test_what_was_sent_since_the_report_counts_like_what_was_reported(before: list[Load], sent: list[Load]) -> None:
+    report = Report(NOW_S, tuple(before), {}, 8, 0.0, len(before), 0.0, False)
+    description = Description("w", common_pb2.KIND_IMAGE, "", "", ())
+    seen = make_view("w", description, report, sent)
+    assert list(seen.loads) == sorted([*before, *sent], key=lambda load: load.due_s)
+    assert seen.in_flight == len(before) + len(sent)
+    finish = predict_finish(seen.loads, report.general, 8)
+    total_ms = max((cost.mean_ms for cost in finish), default=0.0)
+    assert sum(work_ms for _, work_ms in seen.demand) == pytest.approx(total_ms)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300))
+def test_garbage_reports_are_refused_or_read_but_never_break_placement(garbage: bytes) -> None:
+    try:
+        report = read_report(worker_pb2.WorkerState.FromString(garbage), NOW_S)
+    except (DecodeError, BadReport):
+        return
+    description = Description("w", common_pb2.KIND_IMAGE, "", "", (Asset("digits", "h", LADDER),))
+    rank(ask(), [make_view("w", description, report, ())], NOW_S, 0.9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_costs_that_are_no_costs_are_refused(value: float) -> None:
+    state = worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)])
+    with pytest.raises(BadReport):
+        read_report(state, NOW_S)
+
+
+def test_a_worker_of_another_kind_or_with_broken_ladders_is_refused() -> None:
+    described = worker_pb2.DescribeResponse(kind=common_pb2.KIND_TEXT)
+    with pytest.raises(BadReport, match="text, not for image"):
+        read_description(described, common_pb2.KIND_IMAGE)
+    described.assets.add(name="empty")
+    with pytest.raises(BadReport, match="ladders"):
+        read_description(described, common_pb2.KIND_TEXT)
