@@ -82,10 +82,21 @@ class Engine(Protocol[W]):
         """Frees what `work` holds (slots, blocks). Called once for every work that was admitted."""
 
 
+class Lease(Protocol):
+    """The device, for one step."""
+
+    @property
+    def wait_s(self) -> float: ...
+
+    @property
+    def granted(self) -> bool:
+        """False when no arbiter answered, and the step runs all the same."""
+
+
 class Device(Protocol):
     """Grants the device to one step at a time; see headway.device."""
 
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]: ...
+    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Lease]: ...
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
 
@@ -95,7 +106,7 @@ class Device(Protocol):
 class Observer(Protocol):
     """Is told what happened, for metrics; see headway.worker."""
 
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int) -> None: ...
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Lease) -> None: ...
 
     def finished(self, ticket: Ticket, now_s: float) -> None: ...
 
@@ -283,7 +294,7 @@ class EngineLoop(Generic[W]):
         between_s = 0.0 if self._step_ended_s is None else asked_s - self._step_ended_s
         self._step_ended_s = None
         try:
-            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage):
+            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage) as lease:
                 start_s = self._clock()
                 for work in batch.works:
                     work.ticket.started_s = work.ticket.started_s or start_s
@@ -303,7 +314,7 @@ class EngineLoop(Generic[W]):
             self._take_out(events)
             self._step_ended_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
-        self._observer.stepped(batch, (end_s - start_s) * 1000, queued)
+        self._observer.stepped(batch, (end_s - start_s) * 1000, queued, lease)
         self._send(events)
 
     def _take_out(self, events: Sequence[tuple[Ticket, Event]]) -> None:

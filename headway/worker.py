@@ -10,7 +10,7 @@ import grpc
 from headway import __version__
 from headway.config import WorkerConfig
 from headway.deadline import Budget, budget_of
-from headway.engine_loop import Batch, EngineLoop, Snapshot
+from headway.engine_loop import Batch, EngineLoop, Lease, Snapshot
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.planning import predict
 from headway.quality import Ladder, Rung, read_wish
@@ -66,7 +66,10 @@ class LoopObserver:
     def __init__(self, service: Service, kind: str, max_batch: int) -> None:
         self._metrics, self._kind, self._max_batch = service.metrics, kind, max_batch
 
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int) -> None:
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Lease) -> None:
+        self._metrics.lease_wait.labels(self._kind).observe(lease.wait_s)
+        if not lease.granted:
+            self._metrics.unleased.labels(self._kind).inc()
         self._metrics.step.labels(self._kind).observe(actual_ms / 1000)
         self._metrics.occupancy.labels(self._kind).set(batch.items / self._max_batch)
         self._metrics.queued.labels(self._kind).set(queued)

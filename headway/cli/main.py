@@ -250,7 +250,11 @@ def demo(
     ] = None,
 ) -> None:
     """Start everything, send each kind of work with several deadlines, and show what each deadline bought."""
-    from headway.cli.demo import run_demo  # Pillow comes with the workers, and only the demo needs it
+    try:
+        from headway.cli.demo import run_demo  # Pillow comes with the workers, and only the demo needs it
+    except ImportError as error:
+        show.print_error(notes, [f"the demo needs the workers ({error}): pip install 'headway[workers]'"])
+        raise typer.Exit(show.EXIT_FAILED) from None
 
     with _readable(address or ""):
         run_demo(output, models or default_models(), address, Console())

@@ -13,6 +13,7 @@ import pytest
 
 from headway.cost import Cost, Load, StepCurve
 from headway.deadline import Budget
+from headway.device import Lease
 from headway.engine_loop import Batch, EngineLoop
 from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
 from headway.planning import Job, Option, Setting
@@ -93,7 +94,7 @@ class Alone:
         self._others = others
 
     def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
-        return nullcontext()
+        return nullcontext(Lease(wait_s=0.0, granted=True))
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None:
         self.demand = list(demand)
@@ -103,7 +104,7 @@ class Alone:
 
 
 class Quiet:
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int) -> None: ...
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None: ...
 
     def finished(self, ticket: Ticket, now_s: float) -> None: ...
 

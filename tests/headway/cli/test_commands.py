@@ -1,4 +1,5 @@
 import contextlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_bad_input_is_refused_before_anything_is_called(argv: list[str], said: s
 
 def test_down_says_when_nothing_runs(tmp_path: Path) -> None:
     assert _run("down", "--run-dir", str(tmp_path / "run")) == (show.EXIT_FAILED, "no mesh runs here\n")
+
+
+def test_a_demo_without_the_workers_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("headway.cli.demo", "headway.cli.demo_kinds"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    code, said = _run("demo")
+    assert code == show.EXIT_FAILED
+    assert "headway[workers]" in said
 
 
 @pytest.mark.parametrize("command", ["", "up", "down", "status", "text", "image", "render", "demo"])
