@@ -1,7 +1,9 @@
 """The router over real workers: passing on, deadlines, cancelling, refusals, workers that die and come back."""
 
 import asyncio
+import hashlib
 import signal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -226,6 +228,19 @@ async def test_no_worker_unknown_assets_and_bad_levels_are_refused_here(mesh: An
     raw = client.channel.unary_stream("/headway.v1.ImageGeneration/Generate")(b"\xff\xff", timeout=5)
     assert list((await told(raw)).violations) == ["request"]
     assert worker.servicer.budgets == []
+
+
+async def test_the_router_shows_workers_its_own_key_and_never_the_callers(mesh: Any, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("mesh-key\n")
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"router: [{hashlib.sha256(b'mesh-key').hexdigest()}]\n")
+    worker = await mesh.worker(settings={"api_keys": keys})
+    client = await mesh.router(worker, upstream_api_key=tmp_path / "key")
+    call = client.images.Generate(images_request(1), timeout=5, metadata=(("authorization", "Bearer callers"),))
+    await answer(call)
+    assert worker.servicer.metadata[0]["authorization"] == "Bearer mesh-key"
+    keyless = await mesh.router(worker, healthy=0)
+    await keyless.until(lambda workers: "API key" in workers[0].detail)
 
 
 async def test_models_of_all_workers_are_listed_once(mesh: Any) -> None:

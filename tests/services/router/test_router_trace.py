@@ -41,7 +41,7 @@ def span_collector() -> Iterator[SpanCollector]:
 async def test_one_trace_shows_client_router_worker_and_cache(mesh: Any, span_collector: SpanCollector) -> None:
     url = span_collector.url
     with LocalRedis.start(max_memory_mib=64) as valkey:
-        worker = await mesh.worker(otlp_endpoint=url)
+        worker = await mesh.worker(settings={"otlp_endpoint": url})
         address, _ = await mesh.cache(valkey.url, otlp_endpoint=url)
         client = await mesh.router(worker, prefix_cache=address, cache_lookup_ms=5000.0, otlp_endpoint=url)
         tracing = start("client", url, version="0", instance="test")
