@@ -107,14 +107,24 @@ async def test_a_deadline_that_passes_ends_the_call_on_every_hop(mesh: Any) -> N
 
 
 async def test_a_workers_refusals_and_errors_come_through_unchanged(mesh: Any) -> None:
-    worker = await mesh.worker(step_ms=100, closed=True)
+    worker = await mesh.worker()
     client = await mesh.router(worker)
-    too_small = await told(client.images.Generate(images_request(1), timeout=0.05))
-    assert too_small.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
-    assert float(too_small.metadata["least_budget_ms"]) == 100
-    assert ("grpc-retry-pushback-ms", "-1") in too_small.trailers
     bad = await told(client.images.Generate(images_request(2000), timeout=5))
     assert bad.violations == {"labels": "each must be at most 1000"}
+
+
+async def test_the_least_budget_that_would_do_counts_the_hop(mesh: Any) -> None:
+    worker = await mesh.worker(step_ms=2000)
+    client = await mesh.router(worker, return_reserve_ms=300)
+    too_small = await told(client.images.Generate(images_request(1), timeout=1))
+    assert too_small.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
+    assert ("grpc-retry-pushback-ms", "-1") in too_small.trailers
+    least_s = float(too_small.metadata["least_budget_ms"]) / 1000
+    assert 2.3 < least_s < 3
+    nearly = await told(client.images.Generate(images_request(1), timeout=2.25))
+    assert nearly.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
+    # a little more: the machine may be busy
+    assert len(await answer(client.images.Generate(images_request(1), timeout=least_s + 0.2))) == 3
 
 
 async def test_a_shed_request_is_told_when_to_come_back(mesh: Any) -> None:
