@@ -1,5 +1,6 @@
 """The command `headway`."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from rich.console import Console
 
 from headway import __version__
 from headway.cli import calls, options, show
+from headway.cli.readiness import is_ready
 from headway.cli.run_folder import RunFolderError, default_run_folder
 from headway.cli.supervisor import StartFailed
-from headway.cli.topology import default_models
+from headway.cli.topology import GrpcReady, default_models
 from headway.cli.up import UpError, UpOptions, down, up, up_detached
 from headway.client import DEFAULT_ADDRESS
 from headway.config import check_address
@@ -139,6 +141,16 @@ def status(
         show.print_workers(Console(), answer)
         print("prefix cache:", "reachable" if answer.prefix_cache_reachable else "not reachable")
     if any(worker.health != router_pb2.WORKER_HEALTH_HEALTHY for worker in answer.workers):
+        raise typer.Exit(show.EXIT_FAILED)
+
+
+@app.command()
+def health(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any service of the mesh.")] = DEFAULT_ADDRESS,
+) -> None:
+    """Ask one service whether it serves; leaves with 4 when not. For container health checks."""
+    if not asyncio.run(is_ready(GrpcReady(address))):
+        show.print_error(notes, [f"{address} does not serve"])
         raise typer.Exit(show.EXIT_FAILED)
 
 

@@ -7,8 +7,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headway.channels import open_channel
-from headway.cli.topology import AcceptReady, GrpcReady, Ready, RedisReady
+from headway.cli.topology import AcceptReady, GrpcReady, Ready, RedisReady, RouterReady
+from headway.client import AsyncHeadway
+from headway.errors import HeadwayError
 from headway.local_redis import answers
+from headway.v1 import errors_pb2, router_pb2
 
 _ASK_S = 2.0
 
@@ -18,6 +21,8 @@ async def is_ready(ready: Ready) -> bool:
     match ready:
         case GrpcReady(address):
             return await _serves(address)
+        case RouterReady(address):
+            return await _sees_all(address)
         case RedisReady(url):
             return await asyncio.to_thread(answers, url)
         case AcceptReady(address):
@@ -33,6 +38,15 @@ async def _serves(address: str) -> bool:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _sees_all(address: str) -> bool:
+    async with AsyncHeadway(address) as mesh:
+        try:
+            answer = await mesh.workers(deadline_s=_ASK_S)
+        except HeadwayError as error:
+            return error.reason == errors_pb2.ERROR_REASON_UNAUTHENTICATED
+    return all(worker.health == router_pb2.WORKER_HEALTH_HEALTHY for worker in answer.workers)
 
 
 async def _accepts(address: str) -> bool:

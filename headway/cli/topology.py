@@ -29,6 +29,13 @@ class GrpcReady:
 
 
 @dataclass(frozen=True)
+class RouterReady:
+    """Ready when the router at `address` sees all its workers healthy, or wants a key before it tells."""
+
+    address: str
+
+
+@dataclass(frozen=True)
 class RedisReady:
     """Ready when it answers a ping."""
 
@@ -42,7 +49,7 @@ class AcceptReady:
     address: str
 
 
-Ready = GrpcReady | RedisReady | AcceptReady
+Ready = GrpcReady | RouterReady | RedisReady | AcceptReady
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def _router(settings: MeshSettings, env: Mapping[str, str]) -> Part:
     command = (*_module("router"), "--listen", settings.listen, "--metrics-port", "0", *flags)
     address = reachable(settings.listen)
     # With TLS its certificate is for others to check; that it accepts is enough for us.
-    ready = AcceptReady(address) if env.get("HEADWAY_TLS_CERT") else GrpcReady(address)
+    ready = AcceptReady(address) if env.get("HEADWAY_TLS_CERT") else RouterReady(address)
     return Part("router", command, ready, env)
 
 

@@ -70,9 +70,9 @@ def from_matrices(viewmat: Vector, k: Vector, width: int, height: int) -> Camera
     skew, sizes.
     """
     _check_size(width, height)
-    view = _matrix("camera.viewmat", viewmat, 4)
+    view = _matrix("camera.matrices.viewmat", viewmat, 4)
     _check_rigid(view)
-    intrinsics = _matrix("camera.k", k, 3)
+    intrinsics = _matrix("camera.matrices.k", k, 3)
     _check_intrinsics(intrinsics)
     return Camera(
         rotation=tuple(view[:3, :3].ravel().tolist()),
@@ -134,20 +134,20 @@ def _matrix(field: str, values: Vector, side: int) -> Matrix:
 def _check_rigid(view: Matrix) -> None:
     rotation = view[:3, :3]
     if not np.allclose(view[3], (0, 0, 0, 1), atol=1e-6):
-        raise BadInput("camera.viewmat", "last row must be 0 0 0 1")
+        raise BadInput("camera.matrices.viewmat", "last row must be 0 0 0 1")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > RIGID_TOLERANCE:
-        raise BadInput("camera.viewmat", f"the upper left 3x3 must be a rotation (within {RIGID_TOLERANCE})")
+        raise BadInput("camera.matrices.viewmat", f"the upper left 3x3 must be a rotation (within {RIGID_TOLERANCE})")
     if np.linalg.det(rotation) < 0:
-        raise BadInput("camera.viewmat", "must not mirror: the rotation's determinant is negative")
+        raise BadInput("camera.matrices.viewmat", "must not mirror: the rotation's determinant is negative")
 
 
 def _check_intrinsics(k: Matrix) -> None:
     fixed = k - np.array([[k[0, 0], 0, k[0, 2]], [0, k[1, 1], k[1, 2]], [0, 0, 1]])
     if np.abs(fixed).max() > 1e-6:
-        raise BadInput("camera.k", "must be fx 0 cx 0 fy cy 0 0 1: skew is not supported")
+        raise BadInput("camera.matrices.k", "must be fx 0 cx 0 fy cy 0 0 1: skew is not supported")
     for name, focal in (("fx", k[0, 0]), ("fy", k[1, 1])):
         if not 1e-3 <= focal <= MAX_FOCAL_PX:
-            raise BadInput("camera.k", f"{name} is {focal:g} px; must be 0.001 to {MAX_FOCAL_PX:g}")
+            raise BadInput("camera.matrices.k", f"{name} is {focal:g} px; must be 0.001 to {MAX_FOCAL_PX:g}")
 
 
 def _point(name: str, values: Vector) -> Matrix:

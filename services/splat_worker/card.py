@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from headway.errors import BadInput
+from headway.quality import Ladder, Rung
 from services.splat_worker.views import Pose
 
 CARD_NAME = "card.json"
@@ -13,9 +14,15 @@ MAX_CARD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SceneCard:
-    """What is known of one scene: the view that shows it best, and facts for people."""
+    """What is known of one scene: the view that shows it best, its ladder where it was measured, and facts for people.
+
+    A card with a ladder says that the file's gaussians are in order of importance, and for which scene (by hash) that
+    and the ladder hold.
+    """
 
     home: Pose
+    scene_id: str | None = None
+    ladder: Ladder | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
 
@@ -43,7 +50,13 @@ def write_card(folder: Path, name: str, card: SceneCard) -> None:
 
 
 def _entry(card: SceneCard) -> dict[str, object]:
-    return {"home": asdict(card.home), **card.facts}
+    entry: dict[str, object] = {"home": asdict(card.home)}
+    if card.scene_id is not None and card.ladder is not None:
+        rungs = [
+            {name: value for name, value in asdict(rung).items() if value is not None} for rung in card.ladder.rungs
+        ]
+        entry |= {"scene_id": card.scene_id, "ladder": rungs}
+    return entry | card.facts
 
 
 def _card(name: str, entry: object) -> SceneCard:
@@ -57,7 +70,23 @@ def _card(name: str, entry: object) -> SceneCard:
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(field_name, f"must have position, target, up and field_of_view_deg: {error}") from None
     pose.camera(64, 64)  # a pose that makes no camera is refused now, not at the first request
-    return SceneCard(pose, {key: value for key, value in entry.items() if key != "home"})
+    facts = {key: value for key, value in entry.items() if key not in ("home", "scene_id", "ladder")}
+    if "ladder" not in entry:
+        return SceneCard(pose, facts=facts)
+    return SceneCard(pose, str(entry.get("scene_id")), _ladder(name, entry["ladder"]), facts)
+
+
+def _ladder(name: str, rungs: object) -> Ladder:
+    try:
+        if not isinstance(rungs, list):
+            raise TypeError("not a list")
+        ladder = Ladder(tuple(Rung(**rung) for rung in rungs))
+        for rung in ladder.rungs:
+            if not (0 < float(rung.gaussian_share or 0) <= 1 and 0 < float(rung.resolution_scale or 0) <= 1):
+                raise ValueError(f"gaussian_share and resolution_scale of {rung.label!r} must be above 0, at most 1")
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{CARD_NAME}:{name}.ladder", f"is no ladder: {error}") from None
+    return ladder
 
 
 def _vector(values: object) -> tuple[float, float, float]:

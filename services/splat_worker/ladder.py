@@ -8,6 +8,7 @@ measured on other cameras than those, after scaling up, in 8-bit pixels: what th
 import hashlib
 import json
 import math
+import time
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +16,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from headway.device import DeviceClient
+from headway.engine_loop import Device
 from headway.quality import Ladder, Rung
+from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Pixels, scale_up, to_pixels
 from services.splat_worker.rasterizer import Rasterizer
-from services.splat_worker.scene import Scene
+from services.splat_worker.scene import FloatArray, Scene
 from services.splat_worker.views import Pose, orbit
 
 Order = npt.NDArray[np.int64]
 
 # Gaussians and sides in turn: near each other in quality, far apart in cost.
 SETTINGS = (
-    (1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.35, 0.5), (0.25, 0.375), (0.15, 0.25),
+    (1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.35, 0.5),
+    (0.25, 0.375), (0.15, 0.25),
 )  # fmt: skip
 ORDER_VIEWS, ORDER_PX = 32, 256
 SUBSET = 0.3  # share of the scene in the random subset that a view is of
@@ -46,10 +51,33 @@ class RankedScene:
     def at(self, rung: Rung) -> Scene:
         """The gaussians of a rung: a prefix, at least one."""
         share = 1.0 if rung.gaussian_share is None else rung.gaussian_share
-        return self.scene.prefix(max(1, round(share * self.scene.count)))
+        return self.scene.prefix(level_count(self.scene, share))
 
 
-def rank(scene: Scene, home: Pose, rasterizer: Rasterizer, cache: Path | None = None) -> RankedScene:
+def level_count(scene: Scene, share: float) -> int:
+    """How many gaussians a share of the scene is; at least one."""
+    return max(1, round(share * scene.count))
+
+
+class Bench:
+    """Where a scene is measured: a rasteriser that holds the device for one frame at a time."""
+
+    def __init__(self, rasterizer: Rasterizer, device: Device | None = None) -> None:
+        self._rasterizer, self._device = rasterizer, device or DeviceClient(None)
+
+    def pixels(self, level: Scene, camera: Camera, scale: float) -> Pixels:
+        """The frame as the caller would get it: rendered at `scale` and scaled up."""
+        with self._device.lease(latest_start_s=time.monotonic() + 1, label="ladder"):
+            picture = self._rasterizer.render(level, camera.scaled(scale))
+            return scale_up(to_pixels(picture.rgb), camera.width, camera.height)
+
+    def weights(self, level: Scene, camera: Camera) -> FloatArray:
+        """See `Rasterizer.blend_weights`."""
+        with self._device.lease(latest_start_s=time.monotonic() + 1, label="ladder"):
+            return self._rasterizer.blend_weights(level, camera)
+
+
+def rank(scene: Scene, home: Pose, bench: Bench, cache: Path | None = None) -> RankedScene:
     """Order the scene and measure its ladder around `home`, or take both from `cache` (a folder), by the scene's hash.
 
     Blocks for seconds on a large scene that is not cached. A damaged cache entry is measured anew and replaced.
@@ -57,36 +85,36 @@ def rank(scene: Scene, home: Pose, rasterizer: Rasterizer, cache: Path | None = 
     entry = None if cache is None else cache / f"{scene.scene_id}-{_measurement_key(home)}.npz"
     known = None if entry is None else _load(entry, scene.count)
     if known is None:
-        order = importance_order(scene, home, rasterizer)
-        known = order, measure(scene.permuted(order), home, rasterizer)
+        order = importance_order(scene, home, bench)
+        known = order, measure(scene.permuted(order), home, bench)
         if entry is not None:
             _store(entry, *known)
     order, ladder = known
     return RankedScene(scene.permuted(order), ladder, home)
 
 
-def importance_order(scene: Scene, home: Pose, rasterizer: Rasterizer) -> Order:
+def importance_order(scene: Scene, home: Pose, bench: Bench) -> Order:
     """Gaussians [count] by falling importance; ties (the unseen) by what they could cover, then by index.
     Deterministic."""
     rng = np.random.default_rng(0)
     seen = np.zeros(scene.count, dtype=np.float32)
     for pose in orbit(home, ORDER_VIEWS, _ORDER_START):
         subset = np.sort(rng.permutation(scene.count)[: max(1, round(SUBSET * scene.count))])
-        covered = rasterizer.blend_weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
+        covered = bench.weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
         seen[subset] = np.maximum(seen[subset], covered)
     could = scene.opacities * np.sort(scene.scales, axis=1)[:, 1:].prod(axis=1)
     order: Order = np.lexsort((-could, -could * seen)).astype(np.int64)
     return order
 
 
-def measure(ranked: Scene, home: Pose, rasterizer: Rasterizer) -> Ladder:
+def measure(ranked: Scene, home: Pose, bench: Bench) -> Ladder:
     """The ladder of a scene in order of importance; rungs that are no better than a cheaper one are left out."""
-    poses = orbit(home, SCORE_VIEWS, _SCORE_START)
-    tops = [_frame(ranked, pose, 1.0, 1.0, rasterizer) for pose in poses]
+    cameras = [pose.camera(SCORE_PX, SCORE_PX) for pose in orbit(home, SCORE_VIEWS, _SCORE_START)]
+    tops = [bench.pixels(ranked, camera, 1.0) for camera in cameras]
     rungs = [Rung(label=_label(1.0, 1.0), quality=1.0, gaussian_share=1.0, resolution_scale=1.0)]
     for share, scale in SETTINGS[1:]:
-        frames = [_frame(ranked, pose, share, scale, rasterizer) for pose in poses]
-        psnr_db = _psnr_db(frames, tops)
+        level = ranked.prefix(level_count(ranked, share))
+        psnr_db = _psnr_db([bench.pixels(level, camera, scale) for camera in cameras], tops)
         rungs.append(
             Rung(
                 label=_label(share, scale),
@@ -106,13 +134,6 @@ def normalised(psnr_db: float) -> float:
 
 def _is_best(rung: Rung, cheaper: list[Rung]) -> bool:
     return all(rung.quality > other.quality for other in cheaper)
-
-
-def _frame(ranked: Scene, pose: Pose, share: float, scale: float, rasterizer: Rasterizer) -> Pixels:
-    camera = pose.camera(SCORE_PX, SCORE_PX)
-    level = ranked.prefix(max(1, round(share * ranked.count)))
-    picture = rasterizer.render(level, camera.scaled(scale))
-    return scale_up(to_pixels(picture.rgb), camera.width, camera.height)
 
 
 def _psnr_db(frames: list[Pixels], tops: list[Pixels]) -> float:
@@ -148,7 +169,7 @@ def _load(entry: Path, count: int) -> tuple[Order, Ladder] | None:
     if not entry.exists():
         return None
     try:
-        with np.load(entry, allow_pickle=False) as stored:
+        with entry.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             order = stored["order"].astype(np.int64)
             rungs = json.loads(stored["rungs"].tobytes())
         ladder = Ladder(tuple(Rung(**rung) for rung in rungs))

@@ -11,6 +11,7 @@ from torch import Tensor
 MAX_TEMPERATURE = 10.0
 MAX_TOP_K = 2**20
 SEED_LIMIT = 2**64
+FIRST_RANKED = 128  # the likeliest tokens, which are nearly always enough for top-p and cheap to find
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -math.inf)
     kept = scaled.softmax(dim=-1)
     if sampling.top_p < 1.0:
-        ranked = kept.sort(descending=True).values
+        ranked = kept.topk(min(FIRST_RANKED, len(kept))).values
+        if ranked.sum() < sampling.top_p:  # a flat distribution: rank them all
+            ranked = kept.sort(descending=True).values
         before = ranked.cumsum(dim=-1) - ranked  # what the more likely tokens hold together
         kept = kept.masked_fill(kept < ranked[before < sampling.top_p][-1], 0.0)
     return kept / kept.sum()

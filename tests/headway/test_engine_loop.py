@@ -1,6 +1,7 @@
 """The engine loop over a real, tiny engine: one that adds up numbers, a step at a time."""
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -117,9 +118,9 @@ def make(number: int = 1, budget_s: float = 5.0, level: common_pb2.ServiceLevel 
 class Rig:
     def __init__(self, step_ms: float = 1.0, max_batch: int = 8, others: tuple[tuple[float, float], ...] = ()) -> None:
         self.engine, self.device = SumEngine(), Alone(others)
-        scheduler = SumScheduler(step_ms, max_batch)
+        self.scheduler = SumScheduler(step_ms, max_batch)
         self.loop = EngineLoop(
-            scheduler, self.engine, clock=time.monotonic, device=self.device, observer=Quiet(), name="sum"
+            self.scheduler, self.engine, clock=time.monotonic, device=self.device, observer=Quiet(), name="sum"
         )
 
 
@@ -243,3 +244,62 @@ async def test_the_device_is_told_what_is_to_come(rig: Rig) -> None:
         rig.engine.gate.set()
         await outcome(ticket)
     assert rig.device.demand == []
+
+
+async def test_a_fault_in_a_decision_ends_the_worker_and_tells_its_callers(rig: Rig) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        async with rig.loop.submit(make()) as ticket:
+            rig.scheduler.next_batch = lambda works, now_s, scale: 1 / 0  # type: ignore[assignment]
+            rig.engine.gate.set()
+            assert isinstance(await outcome(ticket), Failed)
+            await asyncio.wait_for(ended.wait(), 10)
+        with pytest.raises(Draining):
+            async with rig.loop.submit(make()):
+                pass
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+class SteppedClock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class SlowBookkeeping(SumEngine):
+    """A step of 10 ms, and 10 ms more to apply it."""
+
+    def __init__(self, clock: SteppedClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.gate.set()
+
+    def run(self, batch: Batch[Sum]) -> list[int]:
+        self._clock.now_s += 0.01
+        return super().run(batch)
+
+    def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
+        self._clock.now_s += 0.01
+        return super().apply(batch, result, now_s)
+
+
+async def test_the_time_between_steps_is_learned_as_theirs() -> None:
+    clock = SteppedClock()
+    engine = SlowBookkeeping(clock)
+    loop = EngineLoop(SumScheduler(10.0), engine, clock=clock, device=Alone(), observer=Quiet(), name="sum")
+    loop.start()
+    for _ in range(20):
+        work = make()
+        work.ticket.budget = Budget(clock.now_s, clock.now_s + 60.0, 0.0)
+        work.ticket.target_s = work.ticket.budget.due_s
+        async with loop.submit(work) as ticket:
+            assert isinstance(await outcome(ticket), Finished)
+    scale = loop.snapshot().setting.scale.mean_ms
+    await loop.stop()
+    assert 1.5 < scale <= 2.0  # three of the four steps of each request follow another at once

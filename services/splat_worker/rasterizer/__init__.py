@@ -1,6 +1,7 @@
 """A CPU rasteriser for 3D gaussians that follows gsplat's maths. The maths and the stages are in
 README.md."""
 
+from services.splat_worker.rasterizer.compiled import max_threads
 from services.splat_worker.rasterizer.render import BLACK, Picture, Rasterizer
 
-__all__ = ["BLACK", "Picture", "Rasterizer"]
+__all__ = ["BLACK", "Picture", "Rasterizer", "max_threads"]

@@ -18,6 +18,7 @@ from services.splat_worker.rasterizer.project import DISC, REACH, X0, X1, Y0, Y1
 from services.splat_worker.scene import FloatArray
 
 TILE_PX = 16
+EMPTY_TILE = 8
 MAX_PAIRS = 64_000_000  # 256 MB of indices; a frame that needs more is refused, not attempted
 
 _F = np.float32
@@ -39,6 +40,11 @@ class TileLists:
     @property
     def pairs(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def work(self) -> int:
+        """What blending will cost, in pairs: an empty tile costs about as much as EMPTY_TILE of them."""
+        return self.pairs + EMPTY_TILE * (len(self.starts) - 1)
 
 
 def bin_tiles(records: FloatArray, order: npt.NDArray[np.int32], width: int, height: int, threads: int) -> TileLists:

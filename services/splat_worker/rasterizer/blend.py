@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from services.splat_worker.rasterizer.binning import TILE_PX, TileLists
+from services.splat_worker.rasterizer.binning import EMPTY_TILE, TILE_PX, TileLists
 from services.splat_worker.rasterizer.compiled import compiled
 from services.splat_worker.rasterizer.project import BLUE, GREEN, OPACITY, RED, Y0, Y1, A, B, C, X, Y
 from services.splat_worker.scene import FloatArray
@@ -59,7 +59,7 @@ def blend_weights(records: FloatArray, lists: TileLists, width: int, height: int
 
 def shares(lists: TileLists, runs: int) -> npt.NDArray[np.int64]:
     """Bounds [runs + 1] that cut the tiles into runs of about equal work."""
-    work = lists.starts[1:] + 8 * np.arange(1, len(lists.starts))  # an empty tile costs about eight splats
+    work = lists.starts[1:] + EMPTY_TILE * np.arange(1, len(lists.starts))
     inner = np.searchsorted(work, work[-1] * np.arange(1, runs) / runs)
     return np.concatenate([[0], inner, [len(work)]]).astype(np.int64)
 

@@ -1,5 +1,6 @@
 """How this package's kernels are compiled."""
 
+import os
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -8,6 +9,8 @@ from numba.core import config
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+# Between kernels a waiting thread must sleep, not spin: other workers share the cores. Read when the layer is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Workqueue, numba's last resort, aborts the process when two threads launch kernels at once.
 vars(config)["THREADING_LAYER_PRIORITY"] = ["omp", "tbb", "workqueue"]
 # `contract` lets multiply-adds fuse. Nothing that assumes away NaN or infinity: degenerate projections rely

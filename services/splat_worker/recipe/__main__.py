@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 import gsply
@@ -11,7 +10,7 @@ from PIL import Image
 
 from services.splat_worker.card import CARD_NAME, SceneCard, write_card
 from services.splat_worker.encode import to_pixels
-from services.splat_worker.ladder import SCORE_PX, SCORE_VIEWS, RankedScene, rank
+from services.splat_worker.ladder import SCORE_PX, SCORE_VIEWS, Bench, RankedScene, importance_order, measure
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.readers import read_scene
 from services.splat_worker.recipe.still_life import build
@@ -34,12 +33,23 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / f"{NAME}.spz"
-    write_spz(file, build(arguments.count, arguments.seed))
-    ranked = rank(read_scene(file, SceneLimits()), HOME, Rasterizer(1))
-    write_card(arguments.out, NAME, SceneCard(home=HOME, facts=_facts(file, ranked, arguments.count, arguments.seed)))
+    ranked = write_ranked(file, build(arguments.count, arguments.seed))
+    facts = _facts(file, ranked, arguments.count, arguments.seed)
+    write_card(arguments.out, NAME, SceneCard(HOME, ranked.scene.scene_id, ranked.ladder, facts))
     picture = Rasterizer(1).render(ranked.scene, HOME.camera(960, 640))
     Image.fromarray(to_pixels(picture.rgb)).save(arguments.out / f"{NAME}.jpg", quality=90)
     print(f"{file}: {ranked.scene.count} gaussians, {file.stat().st_size} bytes; card in {CARD_NAME}")
+
+
+def write_ranked(file: Path, gaussians: Gaussians) -> RankedScene:
+    """Write the gaussians in order of importance, as found and measured on what the file's precision leaves of them."""
+    write_spz(file, gaussians)
+    bench = Bench(Rasterizer(1))
+    order = importance_order(read_scene(file, SceneLimits()), HOME, bench)
+    arrays = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh)
+    write_spz(file, Gaussians(*(array[order] for array in arrays)))
+    scene = read_scene(file, SceneLimits())
+    return RankedScene(scene, measure(scene, HOME, bench), HOME)
 
 
 def write_spz(file: Path, gaussians: Gaussians) -> None:
@@ -67,16 +77,10 @@ def _facts(file: Path, ranked: RankedScene, count: int, seed: int) -> dict[str, 
         "format": f"SPZ {_SPZ_VERSION}",
         "bytes": file.stat().st_size,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "scene_id": ranked.scene.scene_id,
         "gaussians": ranked.scene.count,
         "sh_degree": ranked.scene.sh_degree,
         "ladder_measured_on": f"{SCORE_VIEWS} cameras not used for the ordering, {SCORE_PX} px, 8-bit, scaled up",
-        "ladder": [_known(asdict(rung)) for rung in ranked.ladder.rungs],
     }
-
-
-def _known(rung: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in rung.items() if value is not None}
 
 
 if __name__ == "__main__":

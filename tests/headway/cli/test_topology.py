@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from headway.cli.topology import PARTS, AcceptReady, GrpcReady, MeshSettings, Part, default_models, parts_of, reachable
+from headway.cli.topology import (
+    PARTS,
+    AcceptReady,
+    MeshSettings,
+    Part,
+    RouterReady,
+    default_models,
+    parts_of,
+    reachable,
+)
 from headway.cli.up import with_free_port
 
 RUN = Path("/run/user/1/headway")
@@ -54,7 +63,7 @@ def test_identity_is_the_routers_alone() -> None:
 )
 def test_what_listens_everywhere_is_called_here(listen: str, address: str) -> None:
     assert reachable(listen) == address
-    assert _parts(listen)["router"].ready == GrpcReady(address)
+    assert _parts(listen)["router"].ready == RouterReady(address)
 
 
 def test_a_free_port_is_picked_once() -> None:

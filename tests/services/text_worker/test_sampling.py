@@ -78,3 +78,12 @@ def test_noise_differs_by_seed_and_by_position() -> None:
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(FloatingPointError):
         choose(torch.tensor([[0.0, math.nan]]), [Sampling()], [0])
+
+
+def test_top_p_over_a_flat_distribution_ranks_every_token() -> None:
+    logits = torch.linspace(0.0, 0.1, 1000)  # the 128 likeliest hold far less than half
+    kept = probabilities(logits, Sampling(1.0, top_p=0.5)) > 0
+    full = logits.double().softmax(dim=-1).flip(0)  # likeliest first
+    expected = int((full.cumsum(dim=-1) - full < 0.5).sum())
+    assert kept.sum() == expected > 400
+    assert kept[-expected:].all()

@@ -1,0 +1,123 @@
+"""What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from headway.calibration import Curves, cost_of
+from headway.cost import Cost, StepCurve
+from headway.engine_loop import Device
+from headway.quality import Rung
+from services.splat_worker.camera import Camera
+from services.splat_worker.encode import Encoding, Pixels, encode, scale_up, to_pixels
+from services.splat_worker.library import LoadedScene
+from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.views import orbit
+
+SIZES_PX = (192, 512)
+VIEWS, VIEWS_START = 2, 0.61  # beside the scene's own view; a share of a turn away from those of the ladder
+REPEATS = 2
+_RENDER, _ENCODE, _BLEND = "render", "encode", "blend"
+
+
+@dataclass(frozen=True, slots=True)
+class SceneCosts:
+    """Costs of one scene, before `LearnedScale`. Curves run over pixels of the frame that was asked for."""
+
+    render: Mapping[str, StepCurve]
+    """By rung label: all that is done before encoding."""
+    encode: Mapping[Encoding, StepCurve]
+    blend: StepCurve
+    """Over `TileLists.work`: what is left of a render when its tile lists are known."""
+
+    def frame(self, label: str, pixels: int, encoding: Encoding) -> Cost:
+        return self.render[label].at(pixels) + self.encode[encoding].at(pixels)
+
+
+def scene_costs(curves: Curves) -> SceneCosts:
+    """Raises KeyError when `curves` are not those of `measure`."""
+    start = f"{_RENDER} "
+    return SceneCosts(
+        render={name.removeprefix(start): curve for name, curve in curves.items() if name.startswith(start)},
+        encode={encoding: curves[f"{_ENCODE} {encoding.value}"] for encoding in Encoding},
+        blend=curves[_BLEND],
+    )
+
+
+def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curves:
+    """Curves by name; seconds for a scene of 100,000 gaussians. Every timed run holds the device."""
+    cameras = {side: list(_cameras(scene, side)) for side in SIZES_PX}
+    _draw(rasterizer, scene, scene.ranked.ladder.top, cameras[SIZES_PX[0]][0])  # the first call compiles
+    curves: dict[str, StepCurve] = {}
+    for rung in scene.ranked.ladder.rungs:
+        costs = [_over_views(cameras[side], rasterizer, scene, rung, device) for side in SIZES_PX]
+        curves[f"{_RENDER} {rung.label}"] = _falling(_curve(costs), list(curves.values())[-1:])
+    pictures = {side: _draw(rasterizer, scene, scene.ranked.ladder.top, views[0])[0] for side, views in cameras.items()}
+    for encoding in Encoding:
+        costs = [cost_of([_encode_ms(pictures[side], encoding, device) for _ in range(5)]) for side in SIZES_PX]
+        curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
+    curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
+    return curves
+
+
+def _cameras(scene: LoadedScene, side: int) -> Iterator[Camera]:
+    home = scene.ranked.home
+    yield home.camera(side, side)
+    yield from (pose.camera(side, side) for pose in orbit(home, VIEWS, VIEWS_START))
+
+
+def _curve(costs: list[Cost]) -> StepCurve:
+    return StepCurve(tuple((side * side, cost) for side, cost in zip(SIZES_PX, costs, strict=True)))
+
+
+def _falling(curve: StepCurve, above: list[StepCurve]) -> StepCurve:
+    """A lower rung never does more work: where it measured slower than the one above, that was noise."""
+    if not above:
+        return curve
+    points = zip(curve.points, above[0].points, strict=True)
+    return StepCurve(
+        tuple((size, min(cost, other, key=lambda each: each.mean_ms)) for (size, cost), (_, other) in points)
+    )
+
+
+def _over_views(cameras: list[Camera], rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, device: Device) -> Cost:
+    """Mean and spread over views, each at its quickest: views differ, stalls are learned while serving."""
+    return cost_of(
+        [min(_render_ms(rasterizer, scene, rung, camera, device) for _ in range(REPEATS)) for camera in cameras]
+    )
+
+
+def _render_ms(rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, camera: Camera, device: Device) -> float:
+    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
+        start_s = time.perf_counter()
+        _draw(rasterizer, scene, rung, camera)
+        return (time.perf_counter() - start_s) * 1000
+
+
+def _encode_ms(pixels: Pixels, encoding: Encoding, device: Device) -> float:
+    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
+        start_s = time.perf_counter()
+        encode(pixels, encoding)
+        return (time.perf_counter() - start_s) * 1000
+
+
+def _blend_curve(
+    rasterizer: Rasterizer, scene: LoadedScene, cameras: Mapping[int, list[Camera]], device: Device
+) -> StepCurve:
+    points: dict[int, Cost] = {}
+    for side in SIZES_PX:
+        runs = []
+        for _ in range(5):
+            with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
+                runs.append(_draw(rasterizer, scene, scene.ranked.ladder.top, cameras[side][0]))
+        points[runs[0][1]] = cost_of([blend_ms for _, _, blend_ms in runs])
+    return StepCurve(tuple(sorted(points.items())))
+
+
+def _draw(rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, camera: Camera) -> tuple[Pixels, int, float]:
+    """Pixels at the size asked for, the work that blending was, and its time in ms."""
+    start = camera.scaled(rung.resolution_scale or 1.0)
+    projection = rasterizer.project(scene.ranked.at(rung), start)
+    lists = rasterizer.bin(projection, start)
+    picture = rasterizer.blend(projection, lists, start)
+    return scale_up(to_pixels(picture.rgb), camera.width, camera.height), lists.work, picture.blend_ms

@@ -1,0 +1,58 @@
+"""The splat worker's noun: one frame of one scene."""
+
+from dataclasses import dataclass
+
+from headway.engine_loop import Batch
+from headway.planning import Choice
+from headway.ticket import Ticket
+from services.splat_worker.camera import Camera
+from services.splat_worker.encode import Encoding
+from services.splat_worker.library import LoadedScene
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpec:
+    """What was asked for, checked."""
+
+    scene: LoadedScene
+    camera: Camera
+    """At the size asked for."""
+    background: tuple[float, float, float]
+    sh_degree: int | None
+    """None: the scene's own."""
+    encoding: Encoding
+    encoding_quality: int
+
+    @property
+    def pixels(self) -> int:
+        return self.camera.width * self.camera.height
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One admitted request."""
+
+    ticket: Ticket
+    spec: FrameSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Shot(Batch[Frame]):
+    """One step: a frame at the rung that was planned when the step was put together."""
+
+    choice: Choice
+    slowness: float
+    """How much slower than calibrated this host is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A finished frame."""
+
+    data: bytes
+    width: int
+    height: int
+    rendered_width: int
+    rendered_height: int
+    gaussians: int
+    """Of the level that was drawn, before culling."""

@@ -1,0 +1,82 @@
+"""What to draw next, and at which rung. Pure: it reads works and times, and changes nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from headway.cost import ZERO, Cost, Foreign, Load, StepCurve
+from headway.planning import Choice, Job, Option, Setting
+from services.splat_worker.costs import SceneCosts
+from services.splat_worker.frame import Frame, Shot
+
+RENDER = "render"
+# A frame is one indivisible step, whose cost is the load's own: batches of frames do not exist yet.
+_NO_STEPS = StepCurve(((1, ZERO),))
+
+
+@dataclass(frozen=True, slots=True)
+class SplatScheduler:
+    """A `headway.engine_loop.Scheduler`: one frame at a time, the planner's first."""
+
+    costs: Mapping[str, SceneCosts]
+    """By scene hash."""
+    rung_quantile: float
+    admission_quantile: float
+    overhead_ms: float
+
+    def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
+        return Setting(
+            now_s,
+            _NO_STEPS,
+            1,
+            scale,
+            foreign,
+            rung_quantile=self.rung_quantile,
+            admission_quantile=self.admission_quantile,
+            overhead_ms=self.overhead_ms,
+        )
+
+    def job(self, work: Frame, now_s: float) -> Job:
+        """The allowed rungs, each with the whole cost of the frame as calibrated."""
+        ticket = work.ticket
+        options = tuple(
+            Option(rung, Load(ticket.budget.due_s, 1, 0, self.frame(work, rung.label))) for rung in ticket.wish.allowed
+        )
+        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
+
+    def next_batch(self, works: Sequence[Frame], now_s: float, scale: Cost) -> Shot | None:
+        if not works:
+            return None
+        work = works[0]
+        choice = work.ticket.choice
+        assert choice is not None  # the loop plans every work before it asks for a step
+        return Shot(RENDER, (work,), 1, self.frame(work, choice.option.rung.label), choice, scale.mean_ms)
+
+    def frame(self, work: Frame, label: str) -> Cost:
+        """What a frame costs at a rung, encoding included, on a host that is as quick as when it was calibrated."""
+        spec = work.spec
+        return self.costs[spec.scene.hash].frame(label, spec.pixels, spec.encoding)
+
+    def encode(self, work: Frame) -> Cost:
+        """What encoding it costs."""
+        return self.costs[work.spec.scene.hash].encode[work.spec.encoding].at(work.spec.pixels)
+
+    def after_binning(self, shot: Shot, tile_work: int, spent_ms: float, now_s: float) -> Choice:
+        """The choice again, now that the tile lists say what is left: as it is while that is in time, else lower.
+
+        A view that is costlier than those calibrated is so at every rung, so the lower rungs' costs grow alike. When no
+        rung is in time, the quickest way to be done is taken.
+        """
+        (work,), choice = shot.works, shot.choice
+        costs, due_s = self.costs[work.spec.scene.hash], choice.job.due_s
+        left_ms = (costs.blend.at(tile_work) + self.encode(work)).mean_ms * shot.slowness
+        room_ms = (due_s - now_s) * 1000 - self.overhead_ms
+        lower = choice.job.options[choice.level + 1 :]
+        if left_ms <= room_ms or not lower:
+            return choice
+        expected_ms = shot.predicted.mean_ms * shot.slowness
+        costlier = max(1.0, (spent_ms + left_ms) / expected_ms)
+        again_ms = [option.load.setup.mean_ms * shot.slowness * costlier for option in lower]
+        step = next((i for i, ms in enumerate(again_ms) if ms <= room_ms), len(lower) - 1)
+        if again_ms[step] >= left_ms:
+            return choice
+        return Choice(choice.job, choice.level + 1 + step, Cost(again_ms[step]))
