@@ -95,6 +95,20 @@ async def test_cancelling_reaches_the_worker_within_one_step(mesh: Any) -> None:
     assert ticket.steps_executed <= 1
 
 
+async def test_a_flood_of_cancels_leaves_nothing_behind(mesh: Any) -> None:
+    worker = await mesh.worker(closed=True)
+    client = await mesh.router(worker)
+    calls = [client.images.Generate(images_request(1), timeout=20) for _ in range(60)]
+    await asyncio.gather(*(call.read() for call in calls[:30]))
+    for call in calls:
+        call.cancel()
+    worker.engine.gate.set()
+    await client.until(lambda workers: workers[0].in_flight == 0)
+    assert len(await answer(client.images.Generate(images_request(1), timeout=5))) == 6
+    drained = await client.router.Drain(router_pb2.DrainRouterRequest(), timeout=5)
+    assert drained.finished == 0
+
+
 async def test_a_deadline_that_passes_ends_the_call_on_every_hop(mesh: Any) -> None:
     worker = await mesh.worker(closed=True)
     client = await mesh.router(worker)
