@@ -9,7 +9,16 @@ import grpc
 
 from headway.channels import onward
 from headway.deadline import Budget, Clock
-from headway.errors import DETAILS_KEY, Expired, HeadwayError, NoWorker, WorkerLost, from_rpc_error
+from headway.errors import (
+    DETAILS_KEY,
+    BudgetTooSmall,
+    Expired,
+    HeadwayError,
+    NoWorker,
+    RemoteError,
+    WorkerLost,
+    from_rpc_error,
+)
 from headway.telemetry import Span, Tracing
 from headway.v1 import errors_pb2
 from services.router.member import Member
@@ -91,15 +100,15 @@ class Forwarder:
             Span.ROUTER_FORWARD, worker=placement.view.description.worker_id, attempt=attempt, rung=placement.rung.label
         )
         with span, member.sending(placement.load) as sent:
-            options = onward(outgoing.budget, self._clock(), member.metadata)
-            call = _open(member.channel, outgoing, options.kwargs())
+            call = _open(member.channel, outgoing, onward(outgoing.budget, sent.sent_s, member.metadata).kwargs())
             try:
                 async for message in _received(call, outgoing.method):
                     sent.admitted_s = sent.admitted_s or self._clock()
                     yield message
                 outgoing.trailers(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
-                raise _told(error, placement.view.description.worker_id, begun=sent.admitted_s is not None) from error
+                told = _told(error, placement.view.description.worker_id, begun=sent.admitted_s is not None)
+                raise _with_the_hop(told, outgoing.budget, sent.sent_s) from error
             finally:
                 call.cancel()
 
@@ -129,6 +138,18 @@ def _told(error: grpc.aio.AioRpcError, worker_id: str, *, begun: bool) -> Except
     elif not typed and remote.status is grpc.StatusCode.DEADLINE_EXCEEDED:
         told = Expired("the deadline passed before the worker's answer was complete")
     return _NotBegun(told) if not begun and told.reason in _ASK_ANOTHER else told
+
+
+def _with_the_hop(told: Exception, budget: Budget, sent_s: float) -> Exception:
+    """The least budget that would do is the worker's, what was kept and used here, and what the wire's grid may take:
+    up to a hundredth and 2 ms. A caller who comes back with what the worker said would be refused again.
+    """
+    least_ms = told.metadata.get("least_budget_ms", "") if isinstance(told, RemoteError) else ""
+    if not least_ms.isdigit():
+        return told
+    kept_ms = (sent_s - budget.arrival_s + budget.reserve_s) * 1000
+    given_ms = (budget.deadline_s - budget.arrival_s) * 1000
+    return BudgetTooSmall(budget_ms=given_ms, least_budget_ms=int(least_ms) * 1.01 + 2 + kept_ms)
 
 
 def _soonest(refusals: Sequence[HeadwayError]) -> HeadwayError:

@@ -18,6 +18,9 @@ from services.router.view import Asset, View
 FRAME_PIXELS = 512 * 512
 """Splat workers report the costs of frames of this size."""
 
+FLOOR_TOKENS = 16
+"""The least that a text worker aims at where the caller names no floor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -111,7 +114,7 @@ def _place(
     target_s = min(ask.due_s, math.inf if wish.target_s is None else ask.arrival_s + wish.target_s)
     expected = []
     for rung in wish.allowed:
-        load = _load(ask, view, asset, rung)
+        load = _load(ask, view, asset, rung, wish)
         expected.append((rung, load, _finish(load, view, asset, rung, foreign)))
         if expected[-1][2].quantile_ms(quantile) <= (target_s - now_s) * 1000:
             return Placement(view, asset, wish.allowed, *expected[-1], InTime.FOR_TARGET)
@@ -121,15 +124,22 @@ def _place(
     return Placement(view, asset, wish.allowed, *expected[-1], InTime.LATE)
 
 
-def _load(ask: Ask, view: View, asset: Asset, rung: Rung) -> Load:
+def _load(ask: Ask, view: View, asset: Asset, rung: Rung, wish: Wish) -> Load:
     if ask.kind == common_pb2.KIND_SPLAT:
         share = ask.pixels / FRAME_PIXELS
         frame = view.report.curve(asset.hash, rung.label).at(1)
         return Load(ask.due_s, 1, 0, Cost(frame.mean_ms * share, frame.var_ms2 * share * share))
     if ask.kind == common_pb2.KIND_TEXT:
-        steps = max(1, math.ceil(ask.tokens * (rung.token_share or 1.0)))
-        return Load(ask.due_s, 1, steps, Cost(ask.prompt_tokens * view.report.prefill_token_ms))
+        prefill = Cost(ask.prompt_tokens * view.report.prefill_token_ms)
+        return Load(ask.due_s, 1, _new_tokens(ask, rung, wish), prefill)
     return Load(ask.due_s, max(1, ask.items), rung.nfe or 1, ZERO)
+
+
+def _new_tokens(ask: Ask, rung: Rung, wish: Wish) -> int:
+    """The tokens that a rung means: its share of those asked for, no less than the floor (DESIGN, decision 8)."""
+    share = 1.0 if rung.token_share is None else rung.token_share
+    least = 1 if wish.exact and share else wish.min_tokens or FLOOR_TOKENS
+    return max(1, min(ask.tokens, max(least, math.ceil(ask.tokens * share))))
 
 
 def _finish(load: Load, view: View, asset: Asset, rung: Rung, foreign: Foreign) -> Cost:

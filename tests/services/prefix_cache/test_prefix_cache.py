@@ -8,9 +8,11 @@ import pytest
 import redis
 
 from headway.config import ConfigError, read
-from headway.errors import RemoteError, from_rpc_error
+from headway.errors import RemoteError, StoreUnavailable, from_rpc_error
+from headway.telemetry import Metrics
 from headway.v1 import errors_pb2, prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.prefix_cache.config import PrefixCacheConfig
+from services.prefix_cache.store import ResultStore
 
 KEY = bytes(range(32))
 ENTRY = b"headway:result:1:" + KEY
@@ -166,3 +168,18 @@ def test_a_wrong_url_stops_the_start(url: str) -> None:
 def test_ttls_must_agree() -> None:
     with pytest.raises(ConfigError, match="result_ttl_s"):
         read(PrefixCacheConfig, ["--result-ttl-s", "100", "--max-result-ttl-s", "10"], prog="p", env={})
+
+
+async def test_the_metric_says_whether_redis_answers(valkey: Any) -> None:
+    reachable = Metrics("prefix-cache", "0").store_reachable
+    store = ResultStore(valkey.url, connections=2, reachable=reachable)
+    assert await store.get(KEY, timeout_s=5) is None
+    assert reachable._value.get() == 1
+    valkey.kill()
+    with pytest.raises(StoreUnavailable):
+        await store.get(KEY, timeout_s=5)
+    assert reachable._value.get() == 0
+    valkey.start_again()
+    assert await store.get(KEY, timeout_s=5) is None
+    assert reachable._value.get() == 1
+    await store.close()

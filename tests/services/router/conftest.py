@@ -50,9 +50,9 @@ class Mesh:
         (task,) = [task for stop, task in self._running if stop is worker.stop]
         await asyncio.wait_for(task, 10)
 
-    async def cache(self, redis_url: str, listen: str = "127.0.0.1:0") -> tuple[str, asyncio.Event]:
+    async def cache(self, redis_url: str, listen: str = "127.0.0.1:0", **settings: Any) -> tuple[str, asyncio.Event]:
         stop = asyncio.Event()
-        config = PrefixCacheConfig(listen=listen, redis=redis_url, metrics_port=None, drain_s=0.1)
+        config = PrefixCacheConfig(listen=listen, redis=redis_url, metrics_port=None, drain_s=0.1, **settings)
         build = partial(build_cache, config)
         run = partial(serve, config, "prefix-cache", build, span=Span.CACHE_CALL, until=stop.wait)
         return await self._start(stop, lambda ready: run(ready=ready)), stop
@@ -79,7 +79,8 @@ class Mesh:
 
     async def close(self) -> None:
         await self._channels.aclose()
-        for stop, task in reversed(self._running):
+        while self._running:
+            stop, task = self._running.pop()
             stop.set()
             await asyncio.wait_for(task, 10)
 

@@ -189,6 +189,7 @@ class SumWorker:
     name: str = "one"
     step_ms: float = 1.0
     assets: tuple[str, ...] = ("sums",)
+    settings: dict[str, Any] = field(default_factory=dict)
     engine: SumEngine = field(default_factory=SumEngine)
     loop: Any = None
     servicer: Any = None
@@ -219,7 +220,7 @@ class SumWorker:
         return registrations(self.servicer.runtime, service_name, partial(add, self.servicer))
 
     async def serve(self, ready: Any, listen: str = "127.0.0.1:0") -> None:
-        config = WorkerConfig(listen=listen, metrics_port=None, drain_s=0.0, return_reserve_ms=0.0)
+        config = WorkerConfig(listen=listen, metrics_port=None, drain_s=0.0, return_reserve_ms=0.0, **self.settings)
         await serve(
             config, self.kind, partial(self.build, config), span=Span.WORKER_CALL, ready=ready, until=self.stop.wait
         )

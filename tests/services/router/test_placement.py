@@ -110,7 +110,13 @@ def test_frames_cost_by_their_rung_and_size() -> None:
 
 
 def test_texts_cost_their_prompt_and_their_tokens() -> None:
-    ladder = Ladder((Rung("100%", 1.0, token_share=1.0), Rung("50%", 0.5, token_share=0.5)))
+    ladder = Ladder(
+        (
+            Rung("100%", 1.0, token_share=1.0),
+            Rung("50%", 0.5, token_share=0.5),
+            Rung("floor", 0.0, token_share=0.0),
+        )
+    )
     description = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", ladder),))
     curves = {("hash", ""): StepCurve(((1, Cost(1.0)),))}
     worker = make_view("t", description, Report(NOW_S, (), curves, 4, 0.5, 0, 0.0, False), ())
@@ -125,6 +131,8 @@ def test_texts_cost_their_prompt_and_their_tokens() -> None:
 
     assert placed(100, 100) == ("100%", 150.0)
     assert placed(100, 240) == ("50%", 170.0)
+    assert placed(100, 360) == ("floor", 196.0)
+    assert placed(10, 380) == ("100%", 200.0)
 
 
 loads = st.builds(

@@ -1,7 +1,9 @@
 """The router over real workers: passing on, deadlines, cancelling, refusals, workers that die and come back."""
 
 import asyncio
+import hashlib
 import signal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -93,6 +95,20 @@ async def test_cancelling_reaches_the_worker_within_one_step(mesh: Any) -> None:
     assert ticket.steps_executed <= 1
 
 
+async def test_a_flood_of_cancels_leaves_nothing_behind(mesh: Any) -> None:
+    worker = await mesh.worker(closed=True)
+    client = await mesh.router(worker)
+    calls = [client.images.Generate(images_request(1), timeout=20) for _ in range(60)]
+    await asyncio.gather(*(call.read() for call in calls[:30]))
+    for call in calls:
+        call.cancel()
+    worker.engine.gate.set()
+    await client.until(lambda workers: workers[0].in_flight == 0)
+    assert len(await answer(client.images.Generate(images_request(1), timeout=5))) == 6
+    drained = await client.router.Drain(router_pb2.DrainRouterRequest(), timeout=5)
+    assert drained.finished == 0
+
+
 async def test_a_deadline_that_passes_ends_the_call_on_every_hop(mesh: Any) -> None:
     worker = await mesh.worker(closed=True)
     client = await mesh.router(worker)
@@ -105,14 +121,24 @@ async def test_a_deadline_that_passes_ends_the_call_on_every_hop(mesh: Any) -> N
 
 
 async def test_a_workers_refusals_and_errors_come_through_unchanged(mesh: Any) -> None:
-    worker = await mesh.worker(step_ms=100, closed=True)
+    worker = await mesh.worker()
     client = await mesh.router(worker)
-    too_small = await told(client.images.Generate(images_request(1), timeout=0.05))
-    assert too_small.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
-    assert float(too_small.metadata["least_budget_ms"]) == 100
-    assert ("grpc-retry-pushback-ms", "-1") in too_small.trailers
     bad = await told(client.images.Generate(images_request(2000), timeout=5))
     assert bad.violations == {"labels": "each must be at most 1000"}
+
+
+async def test_the_least_budget_that_would_do_counts_the_hop(mesh: Any) -> None:
+    worker = await mesh.worker(step_ms=2000)
+    client = await mesh.router(worker, return_reserve_ms=300)
+    too_small = await told(client.images.Generate(images_request(1), timeout=1))
+    assert too_small.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
+    assert ("grpc-retry-pushback-ms", "-1") in too_small.trailers
+    least_s = float(too_small.metadata["least_budget_ms"]) / 1000
+    assert 2.3 < least_s < 3
+    nearly = await told(client.images.Generate(images_request(1), timeout=2.25))
+    assert nearly.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL
+    # a little more: the machine may be busy
+    assert len(await answer(client.images.Generate(images_request(1), timeout=least_s + 0.2))) == 3
 
 
 async def test_a_shed_request_is_told_when_to_come_back(mesh: Any) -> None:
@@ -226,6 +252,19 @@ async def test_no_worker_unknown_assets_and_bad_levels_are_refused_here(mesh: An
     raw = client.channel.unary_stream("/headway.v1.ImageGeneration/Generate")(b"\xff\xff", timeout=5)
     assert list((await told(raw)).violations) == ["request"]
     assert worker.servicer.budgets == []
+
+
+async def test_the_router_shows_workers_its_own_key_and_never_the_callers(mesh: Any, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("mesh-key\n")
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"router: [{hashlib.sha256(b'mesh-key').hexdigest()}]\n")
+    worker = await mesh.worker(settings={"api_keys": keys})
+    client = await mesh.router(worker, upstream_api_key=tmp_path / "key")
+    call = client.images.Generate(images_request(1), timeout=5, metadata=(("authorization", "Bearer callers"),))
+    await answer(call)
+    assert worker.servicer.metadata[0]["authorization"] == "Bearer mesh-key"
+    keyless = await mesh.router(worker, healthy=0)
+    await keyless.until(lambda workers: "API key" in workers[0].detail)
 
 
 async def test_models_of_all_workers_are_listed_once(mesh: Any) -> None:
