@@ -112,6 +112,7 @@ class EngineLoop(Generic[W]):
         self._scale = LearnedScale()
         self._changed = threading.Condition()
         self._declared_s = -math.inf
+        self._step_ended_s: float | None = None  # None when the engine was idle since
         self._stopping = False
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -235,6 +236,7 @@ class EngineLoop(Generic[W]):
         while True:
             with self._changed:
                 while not self._works and not self._stopping:
+                    self._step_ended_s = None
                     self._changed.wait()
                 if self._stopping:
                     events = self._end_all(Draining("the worker stopped", retry_after_s=1.0))
@@ -244,6 +246,7 @@ class EngineLoop(Generic[W]):
                 events, batch, latest_start_s = self._decide()
                 dropped = admitted - len(self._works)
                 if batch is None and not dropped:
+                    self._step_ended_s = None
                     self._changed.wait(_IDLE_WAIT_S)
             if dropped:
                 self._send(events)
@@ -275,6 +278,10 @@ class EngineLoop(Generic[W]):
         return events
 
     def _step(self, batch: Batch[W], latest_start_s: float) -> None:
+        asked_s = self._clock()
+        # Planning and applying between two steps is time that passes for everyone: it counts as the step's.
+        between_s = 0.0 if self._step_ended_s is None else asked_s - self._step_ended_s
+        self._step_ended_s = None
         try:
             with self._device.lease(latest_start_s=latest_start_s, label=batch.stage):
                 start_s = self._clock()
@@ -292,8 +299,9 @@ class EngineLoop(Generic[W]):
             return
         with self._changed:
             events = self._engine.apply(batch, result, end_s)
-            self._scale.observe(predicted_ms=batch.predicted.mean_ms, actual_ms=(end_s - start_s) * 1000)
+            self._scale.observe(predicted_ms=batch.predicted.mean_ms, actual_ms=(end_s - start_s + between_s) * 1000)
             self._take_out(events)
+            self._step_ended_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
         self._observer.stepped(batch, (end_s - start_s) * 1000, queued)
         self._send(events)

@@ -5,9 +5,10 @@ is. Who gives way: low is lowered, then normal, low is refused, high is lowered,
 high is refused. What was admitted stays admitted.
 """
 
-import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from headway.cost import ONE, Cost, Foreign, Load, StepCurve, ahead_ms, predict_finish, solo_ms
 from headway.errors import BudgetTooSmall, Shed
@@ -70,6 +71,24 @@ class Choice:
         return self.job.options[self.level]
 
 
+class _Move(NamedTuple):
+    """One job lowered by one rung. Sorts by priority, then by quality lost for the time saved.
+
+    Among equals the least lowered job comes first: jobs in one batch share their steps, so that lowering one of them
+    to the bottom saves little.
+    """
+
+    priority: int
+    lost_per_ms: float
+    level: int
+    """The level that is given up."""
+    place: int
+    """The job's place in the queue."""
+
+
+_GROUPS = 8
+"""Late jobs of a long queue are brought in by so many groups of neighbours, because planning must stay short."""
+
 QueuePlan = dict[int, Choice]
 """By job key, in the order in which the engine prefers them: earliest due first."""
 
@@ -81,16 +100,15 @@ def plan_queue(jobs: Sequence[Job], setting: Setting) -> QueuePlan:
     priorities first and inside one the least quality for the most time first, as far as it takes and no further.
     """
     order = sorted(jobs, key=lambda job: job.due_s)
-    levels = [0] * len(order)
+    levels, looked_at = [0] * len(order), 0
     finish = _finish(order, levels, setting)
-    for index, job in enumerate(order):
-        if _misses(job, finish[index], setting, by_target=True):
-            lowered = _lower_until(order, levels, index, setting, by_target=True)
-            if lowered is None and _misses(job, finish[index], setting, by_target=False):
-                lowered = _lower_until(order, levels, index, setting, by_target=False)
-                lowered = lowered or _all_down(order, levels, index)
-            levels = lowered or levels
-            finish = _finish(order, levels, setting)
+    group, moves = max(1, len(order) // _GROUPS), list[_Move]()
+    while late := [
+        index for index in range(looked_at, len(order)) if _misses(order[index], finish[index], setting, by_target=True)
+    ]:
+        moves = moves or _moves_down(order, setting)
+        levels, looked_at = _lower_for(late[:group], order, levels, moves, setting)
+        finish = _finish(order, levels, setting)
     rows = zip(order, levels, finish, strict=True)
     return {job.key: Choice(job, level, cost) for job, level, cost in rows}
 
@@ -129,15 +147,23 @@ def reason_of(job: Job, level: int, setting: Setting, *, exact: bool, floored: b
 def predict(loads: Sequence[Load], setting: Setting) -> list[Cost]:
     """When each load would finish, from now: `predict_finish` at the host's present speed, behind foreign work."""
     own = predict_finish(loads, setting.curve, setting.max_batch)
-    scaled = [cost.scaled(setting.scale) for cost in own]
-    if not setting.foreign:
-        return scaled
-    ahead = [Cost(ahead_ms(load.due_s, setting.foreign)) for load in loads]
-    return [cost + foreign for cost, foreign in zip(scaled, ahead, strict=True)]
+    return [_from_now(cost, load.due_s, setting) for cost, load in zip(own, loads, strict=True)]
+
+
+def _from_now(own: Cost, due_s: float, setting: Setting) -> Cost:
+    scaled = own.scaled(setting.scale)
+    return scaled + Cost(ahead_ms(due_s, setting.foreign)) if setting.foreign else scaled
+
+
+def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
+    """As calibrated, and as if this worker had the device alone."""
+    loads = [job.options[level].load for job, level in zip(order, levels, strict=True)]
+    return predict_finish(loads, setting.curve, setting.max_batch)
 
 
 def _finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
-    return predict([job.options[level].load for job, level in zip(order, levels, strict=True)], setting)
+    own = _own_finish(order, levels, setting)
+    return [_from_now(cost, job.due_s, setting) for cost, job in zip(own, order, strict=True)]
 
 
 def _late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> float:
@@ -150,48 +176,49 @@ def _misses(job: Job, finish: Cost, setting: Setting, *, by_target: bool) -> boo
     return _late_ms(job.due_s, finish, setting, setting.admission_quantile) > 0
 
 
-def _lower_until(
-    order: Sequence[Job], levels: Sequence[int], index: int, setting: Setting, *, by_target: bool
-) -> list[int] | None:
-    """The levels after the fewest moves down that bring job `index` in; None when no number does."""
-    moves = _moves_down(order, levels, index, setting)
+def _lower_for(
+    late: Sequence[int], order: Sequence[Job], levels: list[int], moves: Sequence[_Move], setting: Setting
+) -> tuple[list[int], int]:
+    """Levels with the fewest moves down that bring the late jobs in, and the first job that was not looked at.
+
+    Where one of several cannot be brought in, the first is seen to alone.
+    """
+    last = late[-1]
+    open_moves = [move.place for move in moves if move.place <= last and move.level >= levels[move.place]]
+    lowest = _finish(order, _apply(levels, open_moves), setting)
+    in_by_target = {i: not _misses(order[i], lowest[i], setting, by_target=True) for i in late}
+    lost = [i for i in late if not in_by_target[i] and _misses(order[i], lowest[i], setting, by_target=False)]
+    if lost and len(late) > 1:
+        return _lower_for(late[:1], order, levels, moves, setting)
+    if lost:
+        return _apply(levels, open_moves), last + 1
 
     def in_time(count: int) -> bool:
-        finish = _finish(order, _apply(levels, moves[:count]), setting)
-        return not _misses(order[index], finish[index], setting, by_target=by_target)
+        finish = _own_finish(order, _apply(levels, open_moves[:count]), setting)
+        at_speed = {i: _from_now(finish[i], order[i].due_s, setting) for i in late}
+        return not any(_misses(order[i], at_speed[i], setting, by_target=in_by_target[i]) for i in late)
 
-    if not in_time(len(moves)):
-        return None
-    low, high = 0, len(moves)
+    low, high = 0, len(open_moves)
     while low < high:  # more moves never make it later
         middle = (low + high) // 2
         low, high = (low, middle) if in_time(middle) else (middle + 1, high)
-    return _apply(levels, moves[:low])
+    return _apply(levels, open_moves[:low]), last + 1
 
 
-def _moves_down(order: Sequence[Job], levels: Sequence[int], index: int, setting: Setting) -> list[int]:
-    """Which job to lower next, again and again, among those up to `index`: cheapest quality first inside a priority."""
-    heap = [_move(order[i], i, levels[i], setting) for i in range(index + 1) if levels[i] + 1 < len(order[i].options)]
-    heapq.heapify(heap)
-    moves = []
-    while heap:
-        _, _, level, i = heapq.heappop(heap)
-        moves.append(i)
-        if level + 2 < len(order[i].options):
-            heapq.heappush(heap, _move(order[i], i, level + 1, setting))
-    return moves
+def _moves_down(order: Sequence[Job], setting: Setting) -> list[_Move]:
+    """Every lowering there is, in the order of giving way."""
+    return sorted(move for index, job in enumerate(order) for move in _moves_of(job, index, setting))
 
 
-def _move(job: Job, index: int, level: int, setting: Setting) -> tuple[int, float, int, int]:
-    """Sorts moves: by priority, then by quality lost for the time saved; among equals the least lowered job first.
-
-    Jobs in one batch share their steps, so that lowering one of them to the bottom saves little: equals go together.
-    """
-    above, below = job.options[level], job.options[level + 1]
-    saved_ms = solo_ms(above.load, setting.curve, setting.max_batch)
-    saved_ms -= solo_ms(below.load, setting.curve, setting.max_batch)
-    lost = above.rung.quality - below.rung.quality
-    return job.priority, float(f"{lost / max(saved_ms, 1e-6):.3g}"), level, index
+def _moves_of(job: Job, index: int, setting: Setting) -> Iterator[_Move]:
+    """The lowerings of one job, from the top; none is offered before the one above it."""
+    times_ms = [solo_ms(option.load, setting.curve, setting.max_batch) for option in job.options]
+    dearest = 0.0
+    for level, (above, below) in enumerate(itertools.pairwise(job.options)):
+        saved_ms = times_ms[level] - times_ms[level + 1]
+        lost = above.rung.quality - below.rung.quality
+        dearest = max(dearest, float(f"{lost / max(saved_ms, 1e-6):.3g}"))
+        yield _Move(job.priority, dearest, level, index)
 
 
 def _apply(levels: Sequence[int], moves: Sequence[int]) -> list[int]:
@@ -199,10 +226,6 @@ def _apply(levels: Sequence[int], moves: Sequence[int]) -> list[int]:
     for index in moves:
         lowered[index] += 1
     return lowered
-
-
-def _all_down(order: Sequence[Job], levels: Sequence[int], index: int) -> list[int]:
-    return [len(order[i].options) - 1 if i <= index else level for i, level in enumerate(levels)]
 
 
 def _idle_ms(job: Job, setting: Setting) -> float:
@@ -241,5 +264,6 @@ def _shed(admitted: Sequence[Job], job: Job, setting: Setting, why: str) -> Shed
     finish = _finish(admitted, [len(other.options) - 1 for other in admitted], setting)
     foreign_ms = sum(work_ms for _, work_ms in setting.foreign)
     drain_ms = max((cost.mean_ms for cost in finish), default=0.0) + foreign_ms
-    spare_ms = (job.due_s - setting.now_s) * 1000 - _idle_ms(job, setting)
-    return Shed(f"refused under load: {why}", retry_after_s=max(1.0, drain_ms - spare_ms) / 1000)
+    alone_ms = _idle_ms(job, setting)
+    spare_ms = (job.due_s - setting.now_s) * 1000 - alone_ms
+    return Shed(f"refused under load: {why}", retry_after_s=max(alone_ms, drain_ms - spare_ms) / 1000)

@@ -2,11 +2,13 @@
 
 import asyncio
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Words
@@ -16,11 +18,14 @@ from headway.cli.show import ms, reason
 from headway.cli.up import UpOptions, run_mesh
 from headway.client import Headway
 from headway.errors import HeadwayError
+from headway.v1 import common_pb2
 
 _MOST_RUNGS = 4
 _START_S = 300.0
+_PASSES = 3
 _SETTLE_S = 5.0
 _FITS = 0.6
+_ROOM = 1.1
 
 
 def run_demo(folder: Path, models: Path, address: str | None, console: Console) -> None:
@@ -74,19 +79,32 @@ def show_all(address: str, folder: Path, console: Console) -> None:
 def choose_deadlines_s(kind: Kind) -> list[float]:
     """A generous deadline, one for each lower rung, and a hopeless one; from what each rung is predicted to cost here.
 
-    A rung's deadline lies halfway between its own cost and that of the next better one, and the hops' share is added.
+    A rung's deadline lies halfway between its own cost and that of the next better one, but not below what a refusal
+    says is the least, and the hops' share is added.
     Raises the error of a request that fails with ample time.
     """
     _settle(kind)
-    costs_ms, kept_ms = [], 0.0
-    for label in _some(kind.rungs()):
-        shot = kind.send(GENEROUS_S, exact=label)
-        if shot.plan is None or shot.served is None:
-            raise shot.error or HeadwayError(f"{kind.name}: the answer has no plan")
-        costs_ms.append(shot.plan.predicted_p99_ms)
-        kept_ms = max(kept_ms, GENEROUS_S * 1000 - shot.plan.budget_ms)
-    between = [(cost + better) / 2 for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
-    return [GENEROUS_S, *((cost + kept_ms) / 1000 for cost in between), (costs_ms[-1] * 0.3 + kept_ms) / 1000]
+    plans = [[_plan(kind, label) for label in _some(kind.rungs())] for _ in range(_PASSES)]
+    kept_ms = statistics.median(GENEROUS_S * 1000 - plan.budget_ms for row in plans for plan in row)
+    costs_ms = [statistics.median(plan.predicted_p99_ms for plan in rung) for rung in zip(*plans, strict=True)]
+    costs_ms.sort(reverse=True)  # predictions move while they learn
+    hopeless_ms = costs_ms[-1] * 0.3 + kept_ms
+    least_ms = _least_ms(kind.send(hopeless_ms / 1000)) * _ROOM + kept_ms
+    between = [(cost + better) / 2 + kept_ms for cost, better in zip(costs_ms[1:], costs_ms, strict=False)]
+    chosen_ms = [GENEROUS_S * 1000, *(max(deadline_ms, least_ms) for deadline_ms in between), hopeless_ms]
+    return [deadline_ms / 1000 for deadline_ms in dict.fromkeys(chosen_ms)]
+
+
+def _least_ms(refused: Shot) -> float:
+    """What the refusal of a hopeless request says would do; 0 when it was not refused for that."""
+    return 0.0 if refused.error is None else float(refused.error.metadata.get("least_budget_ms", 0))
+
+
+def _plan(kind: Kind, label: str) -> common_pb2.Plan:
+    shot = kind.send(GENEROUS_S, exact=label)
+    if shot.plan is None:
+        raise shot.error or HeadwayError(f"{kind.name}: the answer has no plan")
+    return shot.plan
 
 
 def _settle(kind: Kind) -> None:
@@ -112,11 +130,11 @@ def _some(labels: Sequence[str]) -> list[str]:
 
 def shots_table(shots: Sequence[tuple[str, Shot]]) -> Table:
     """What every deadline bought."""
-    table = Table("work", title="The deadline is the budget")
-    for name in ("deadline", "answered in", "rung", "steps", "quality"):
-        table.add_column(name, justify="right")
-    for name in ("", "why", "result"):
-        table.add_column(name)
+    table = Table("work", title="The deadline is the budget", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("deadline", "took", "rung", "steps", "quality"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("result", overflow="fold")
     last = None
     for name, shot in shots:
         if last not in (None, name):
@@ -130,8 +148,9 @@ def _cells(shot: Shot) -> list[str | Words]:
     if shot.served is None:
         assert shot.error is not None
         least_ms = shot.error.metadata.get("least_budget_ms")
-        hint = "" if least_ms is None else f"at least {least_ms} ms would do"
-        return ["-", "-", "-", Words("refused", style="yellow"), shot.error.reason_name.lower().replace("_", " "), hint]
+        hint = "" if least_ms is None else f": {least_ms} ms would do"
+        why = shot.error.reason_name.lower().replace("_", " ")
+        return ["-", "-", "-", Words("refused", style="yellow"), why + hint]
     verdict = Words("in time", style="green") if shot.in_time else Words("late", style="red")
     served = shot.served
     return [
@@ -139,13 +158,12 @@ def _cells(shot: Shot) -> list[str | Words]:
         str(served.steps_executed),
         f"{served.quality:.2f}",
         verdict,
-        reason(served.reason),
-        shot.result,
+        shot.result if served.reason == common_pb2.RUNG_REASON_BEST_FIT else f"{shot.result} ({reason(served.reason)})",
     ]
 
 
 def _save_picture(table: Table, file: Path) -> None:
     with file.with_suffix(".txt").open("w") as plain:
-        recorder = Console(record=True, width=130, file=plain)
+        recorder = Console(record=True, width=100, file=plain)
         recorder.print(table)
     recorder.save_svg(str(file), title="headway demo")

@@ -47,8 +47,8 @@ class _Child:
     def name(self) -> str:
         return self.part.name
 
-    async def run(self, stopping: asyncio.Event) -> int:
-        """Starts the process and waits for its end; returns its exit code, negative for a signal."""
+    async def start(self, stopping: asyncio.Event) -> None:
+        """Starts the process."""
         # A session of its own: Ctrl-C is for us alone, and we drain in order.
         self.process = await asyncio.create_subprocess_exec(
             *tied(self.part.command),
@@ -60,7 +60,10 @@ class _Child:
         )
         if stopping.is_set():  # while it was started
             self.signal(signal.SIGTERM)
-        assert self.process.stdout is not None
+
+    async def end(self) -> int:
+        """Passes on what the process says until it ends; returns its exit code, negative for a signal."""
+        assert self.process is not None and self.process.stdout is not None
         await self._pass_on(self.process.stdout)
         return await self.process.wait()
 
@@ -136,7 +139,9 @@ class Supervisor:
         pause_s = 0.0
         while not self._stopping.is_set():
             began_s = self._clock()
-            code = await child.run(self._stopping)
+            await child.start(self._stopping)
+            self._changed(self)
+            code = await child.end()
             self._changed(self)
             if self._stopping.is_set():
                 return

@@ -38,7 +38,11 @@ def test_images_are_written_each_under_its_number_and_label(mesh: Mesh, tmp_path
     assert done.returncode == 0, done.stderr
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == [f"{index:03d}-label7.png" for index in range(9)]
-    assert all(Image.open(file).size == Image.open(files[0]).size for file in files)
+    sizes = set()
+    for file in files:
+        with Image.open(file) as image:
+            sizes.add(image.size)
+    assert len(sizes) == 1
 
 
 def test_a_frame_is_written_in_the_format_of_its_name(mesh: Mesh, tmp_path: Path) -> None:

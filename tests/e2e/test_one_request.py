@@ -124,8 +124,8 @@ BAD_IMAGES = [
     (images_request(1, count=0), "count"),
 ]
 BAD_TEXTS = [
-    (text_request(""), "prompt"),
-    (text_request("a " * 5000), "prompt"),
+    (text_request(""), "text"),
+    (text_request("a " * 5000), "text"),
     (text_request("a", max_tokens=0), "max_tokens"),
     (text_request("a", temperature=-1.0), "temperature"),
     (text_request("a", top_p=float("nan")), "top_p"),

@@ -260,3 +260,46 @@ async def test_a_fault_in_a_decision_ends_the_worker_and_tells_its_callers(rig: 
                 pass
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+class SteppedClock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class SlowBookkeeping(SumEngine):
+    """A step of 10 ms, and 10 ms more to apply it."""
+
+    def __init__(self, clock: SteppedClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.gate.set()
+
+    def run(self, batch: Batch[Sum]) -> list[int]:
+        self._clock.now_s += 0.01
+        return super().run(batch)
+
+    def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
+        self._clock.now_s += 0.01
+        return super().apply(batch, result, now_s)
+
+
+async def test_the_time_between_steps_is_learned_as_theirs() -> None:
+    clock = SteppedClock()
+    engine = SlowBookkeeping(clock)
+    loop = EngineLoop(SumScheduler(10.0), engine, clock=clock, device=Alone(), observer=Quiet(), name="sum")
+    loop.start()
+    for _ in range(20):
+        work = make()
+        work.ticket.budget = Budget(clock.now_s, clock.now_s + 60.0, 0.0)
+        work.ticket.target_s = work.ticket.budget.due_s
+        async with loop.submit(work) as ticket:
+            assert isinstance(await outcome(ticket), Finished)
+    scale = loop.snapshot().setting.scale.mean_ms
+    await loop.stop()
+    assert 1.5 < scale <= 2.0  # three of the four steps of each request follow another at once
