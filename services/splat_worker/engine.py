@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from headway.deadline import Clock
 from headway.engine_loop import Batch
+from headway.errors import BadInput
 from headway.planning import Choice
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.splat_worker.camera import Camera
@@ -29,8 +30,15 @@ class SplatEngine:
     def __init__(self, rasterizer: Rasterizer, scheduler: SplatScheduler, clock: Clock) -> None:
         self._rasterizer, self._scheduler, self._clock = rasterizer, scheduler, clock
 
-    def run(self, batch: Batch[Frame]) -> Taken:
+    def run(self, batch: Batch[Frame]) -> Taken | BadInput:
+        """The frame, or the refusal of a view that only drawing shows to be too complex."""
         assert isinstance(batch, Shot)
+        try:
+            return self._take(batch)
+        except BadInput as error:
+            return error
+
+    def _take(self, batch: Shot) -> Taken:
         spec = batch.works[0].spec
         choice, pixels, camera = self._draw(batch)
         rendered_s = self._clock()
@@ -39,9 +47,11 @@ class SplatEngine:
         size = (spec.camera.width, spec.camera.height, camera.width, camera.height)
         return Taken(choice, EncodedFrame(data, *size, gaussians), rendered_s, self._clock())
 
-    def apply(self, batch: Batch[Frame], result: Taken, now_s: float) -> list[tuple[Ticket, Event]]:
+    def apply(self, batch: Batch[Frame], result: Taken | BadInput, now_s: float) -> list[tuple[Ticket, Event]]:
         assert isinstance(batch, Shot)
         work = batch.works[0]
+        if isinstance(result, BadInput):
+            return [(work.ticket, result)]
         work.ticket.choice = result.choice  # a plan made while the frame was drawn came too late to count
         work.ticket.steps_executed += 1
         work.ticket.stages.extend(self._stages(batch, result))

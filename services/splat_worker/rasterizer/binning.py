@@ -21,6 +21,8 @@ TILE_PX = 16
 EMPTY_TILE = 8
 MAX_PAIRS = 64_000_000  # 256 MB of indices; a frame that needs more is refused, not attempted
 
+_KEPT_ROWS = 4  # tile rows of a gaussian that are remembered between the passes; few have more
+
 _F = np.float32
 _HALF, _ZERO = _F(0.5), _F(0)
 _TINY = _F(1e-30)  # below it a splat is so huge that float32 cannot bound it: all tiles of its box are taken
@@ -54,14 +56,15 @@ def bin_tiles(records: FloatArray, order: npt.NDArray[np.int32], width: int, hei
     """
     across, down = -(-width // TILE_PX), -(-height // TILE_PX)
     counts = np.zeros((threads, across * down), dtype=np.int64)
-    _count_kernel(records, order, across, counts)
+    spans = np.empty((len(order), 2 + 2 * _KEPT_ROWS), dtype=np.int16)
+    _count_kernel(records, order, across, counts, spans)
     per_tile = counts.sum(axis=0)
     starts = np.concatenate([[0], np.cumsum(per_tile)])
     if starts[-1] > MAX_PAIRS:
-        raise BadInput("camera", f"this view pairs gaussians with tiles {starts[-1]} times; the limit is {MAX_PAIRS}")
+        raise BadInput("camera", f"this view pairs gaussians with tiles more than {MAX_PAIRS} times; that is the limit")
     places = np.cumsum(counts, axis=0) - counts + starts[:-1]
     entries = np.empty(int(starts[-1]), dtype=np.int32)
-    _scatter_kernel(records, order, across, places, entries)
+    _scatter_kernel(records, order, across, spans, places, entries)
     return TileLists(entries, starts, across, down, ms=0.0)
 
 
@@ -96,16 +99,32 @@ def _tile_span(record: FloatArray, tile_row: int) -> tuple[int, int]:
 
 @compiled(parallel=True)
 def _count_kernel(
-    records: FloatArray, order: npt.NDArray[np.int32], across: int, counts: npt.NDArray[np.int64]
+    records: FloatArray,
+    order: npt.NDArray[np.int32],
+    across: int,
+    counts: npt.NDArray[np.int64],
+    spans: npt.NDArray[np.int16],
 ) -> None:
+    """Counts pairs per segment and tile, and keeps what was found of each gaussian: first row, rows, then row by row
+    the first and last tile. A segment ends early when it alone breaks the limit: a hostile view must not take
+    minutes."""
     segments = len(counts)
     for segment in prange(segments):
+        pairs = 0
         for i in range(len(order) * segment // segments, len(order) * (segment + 1) // segments):
             record = records[order[i]]
-            for row in range(int(record[Y0]) // TILE_PX, int(record[Y1]) // TILE_PX + 1):
-                first, last = _tile_span(record, row)
+            top = int(record[Y0]) // TILE_PX
+            rows = int(record[Y1]) // TILE_PX - top + 1
+            spans[i, 0], spans[i, 1] = top, rows
+            for row in range(rows):
+                first, last = _tile_span(record, top + row)
+                if row < _KEPT_ROWS:
+                    spans[i, 2 + 2 * row], spans[i, 3 + 2 * row] = first, last
                 for column in range(first, last + 1):
-                    counts[segment, row * across + column] += 1
+                    counts[segment, (top + row) * across + column] += 1
+                    pairs += 1
+            if pairs > MAX_PAIRS:
+                break
 
 
 @compiled(parallel=True)
@@ -113,16 +132,20 @@ def _scatter_kernel(
     records: FloatArray,
     order: npt.NDArray[np.int32],
     across: int,
+    spans: npt.NDArray[np.int16],
     places: npt.NDArray[np.int64],
     entries: npt.NDArray[np.int32],
 ) -> None:
     segments = len(places)
     for segment in prange(segments):
         for i in range(len(order) * segment // segments, len(order) * (segment + 1) // segments):
-            record = records[order[i]]
-            for row in range(int(record[Y0]) // TILE_PX, int(record[Y1]) // TILE_PX + 1):
-                first, last = _tile_span(record, row)
+            top = int(spans[i, 0])
+            for row in range(int(spans[i, 1])):
+                if row < _KEPT_ROWS:
+                    first, last = int(spans[i, 2 + 2 * row]), int(spans[i, 3 + 2 * row])
+                else:
+                    first, last = _tile_span(records[order[i]], top + row)
                 for column in range(first, last + 1):
-                    place = places[segment, row * across + column]
-                    places[segment, row * across + column] = place + 1
+                    place = places[segment, (top + row) * across + column]
+                    places[segment, (top + row) * across + column] = place + 1
                     entries[place] = order[i]

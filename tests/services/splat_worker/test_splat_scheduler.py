@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
+from headway.errors import BadInput
 from headway.planning import plan_queue
 from headway.quality import Ladder, Rung, read_wish
 from headway.ticket import Finished, Ticket
@@ -153,6 +154,16 @@ def test_the_engine_draws_what_was_planned() -> None:
     assert (event.result.rendered_width, event.result.gaussians) == (64, 400)
     assert len(event.result.data) == 64 * 64 * 3
     assert [stage.name for stage in work.ticket.stages] == ["queue", "render", "encode"]
+
+
+def test_a_view_that_is_too_complex_ends_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.splat_worker.rasterizer.binning.MAX_PAIRS", 10)
+    engine, work = SplatEngine(Rasterizer(1), SCHEDULER, Clock(0.001)), frame()
+    batch = shot(work)
+    ((ticket, error),) = engine.apply(batch, engine.run(batch), 0.0)
+    assert ticket is work.ticket
+    assert isinstance(error, BadInput)
+    assert "camera" in error.violations
 
 
 def test_the_engine_lowers_a_late_frame_after_binning_and_says_so() -> None:
