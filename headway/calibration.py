@@ -6,16 +6,21 @@ import logging
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
 from headway.cost import Cost, StepCurve
+from headway.engine_loop import Device
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_PATIENCE_S = 60.0
+TOO_SLOW = 0.67
+"""A probe below this share of what was kept says that it was measured on a busy machine."""
 
 
 class _Point(BaseModel):
@@ -39,20 +44,46 @@ def cache_folder(configured: Path | None) -> Path:
     return configured if configured is not None else Path(base) / "headway"
 
 
-def calibrated(folder: Path, *, key: Sequence[str], measure: Callable[[], Curves]) -> Curves:
+Probe = tuple[str, int, Cost]
+"""A curve's name, a size, and what a step of that size costs now."""
+
+
+def calibrated(
+    folder: Path, *, key: Sequence[str], measure: Callable[[], Curves], probe: Callable[[], Probe]
+) -> Curves:
     """The curves kept for `key` on this host, else what `measure` finds, which is then kept.
 
-    A file that cannot be read or written, or that holds nonsense, costs a measurement and is logged; it is never an
-    error. Blocks for as long as `measure` takes.
+    Kept curves are held against one `probe`: where a step is much quicker now, they were measured on a busy machine,
+    and would refuse work that could be done. A file that cannot be read or written, or that holds nonsense, costs a
+    measurement and is logged; it is never an error. Blocks for as long as `measure` and `probe` take.
     """
     path = folder / f"calibration-{_name(key)}.json"
     kept = _read(path)
-    if kept is not None:
+    if kept is not None and not _far_too_slow(kept, probe()):
         return kept
     log.info("measuring what steps cost on this host: %s", " ".join(key))
     curves = measure()
     _write(path, curves)
     return curves
+
+
+def timed_ms(action: Callable[[], object], device: Device) -> float:
+    """Runs `action` once under a lease of the device that all real work goes before. Returns its wall time."""
+    with device.lease(latest_start_s=time.monotonic() + _PATIENCE_S, label="calibration"):
+        start_s = time.perf_counter()
+        action()
+        return (time.perf_counter() - start_s) * 1000
+
+
+def quiet_cost(action: Callable[[], object], device: Device, *, repeats: int = 9) -> Cost:
+    """What `action` costs on a quiet machine: the quicker two thirds of its runs, after one to warm up.
+
+    Workers start together, and other programs run beside them; how much slower that makes steps is learned while
+    serving.
+    """
+    timed_ms(action, device)
+    samples_ms = sorted(timed_ms(action, device) for _ in range(repeats))
+    return cost_of(samples_ms[: max(1, repeats * 2 // 3)])
 
 
 def cost_of(samples_ms: Sequence[float]) -> Cost:
@@ -65,6 +96,17 @@ def cost_of(samples_ms: Sequence[float]) -> Cost:
     quartiles = statistics.quantiles(samples_ms, n=4) if len(samples_ms) > 1 else [median] * 3
     deviation = max((quartiles[2] - quartiles[0]) / 1.349, 0.03 * median)
     return Cost(median, deviation * deviation)
+
+
+def _far_too_slow(kept: Curves, probe: Probe) -> bool:
+    name, size, now = probe
+    curve = kept.get(name)
+    if curve is None:
+        return True
+    if now.mean_ms >= TOO_SLOW * curve.at(size).mean_ms:
+        return False
+    log.info("the kept calibration is far too slow: %s at %d takes %.1f ms now", name, size, now.mean_ms)
+    return True
 
 
 def _name(key: Sequence[str]) -> str:

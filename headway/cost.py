@@ -99,16 +99,24 @@ class LearnedScale:
     The factor is common to all steps ahead: a busy neighbour slows every one of them. So its mean follows actual over
     predicted time, and its variance is that of a short average around a long one; what differs from step to step
     averages out and is in the steps' own variance. A single step counts as at most `MOST` times slower, so that one
-    stall of the machine does not close the worker.
+    stall of the machine does not close the worker. While nothing runs it forgets, so that a worker that had to refuse
+    everything gets to know when its neighbour is gone.
     """
 
     MOST = 8.0
     SHORT, LONG = 0.1, 0.02
     """Weights of the newest step in the two averages."""
+    HALF_LIFE_S = 5.0
 
     def __init__(self) -> None:
         self._short = self._long = 1.0
         self._var = 0.0
+
+    def rest(self, idle_s: float) -> None:
+        """Forgets, for a time in which no step ran. Mutates the scale."""
+        kept = 0.5 ** (idle_s / self.HALF_LIFE_S)
+        self._short, self._long = 1 + (self._short - 1) * kept, 1 + (self._long - 1) * kept
+        self._var *= kept
 
     def observe(self, *, predicted_ms: float, actual_ms: float) -> None:
         """Takes in one step. Mutates the scale; ignores steps without a prediction."""

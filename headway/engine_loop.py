@@ -124,6 +124,8 @@ class EngineLoop(Generic[W]):
         self._changed = threading.Condition()
         self._declared_s = -math.inf
         self._step_ended_s: float | None = None  # None when the engine was idle since
+        self._rested_s = clock()
+        """Up to when the scale has learned or forgotten."""
         self._stopping = False
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -184,6 +186,9 @@ class EngineLoop(Generic[W]):
                 raise Draining("the worker drains and takes nothing new", retry_after_s=1.0)
             now_s = self._clock()
             ticket.budget.check(now_s)
+            if not self._works:
+                self._scale.rest(now_s - self._rested_s)
+                self._rested_s = now_s
             scale = self._scale.value
             setting = self._scheduler.setting(now_s, self._device.others(), scale)
             job = self._scheduler.job(work, now_s)
@@ -312,7 +317,7 @@ class EngineLoop(Generic[W]):
             events = self._engine.apply(batch, result, end_s)
             self._scale.observe(predicted_ms=batch.predicted.mean_ms, actual_ms=(end_s - start_s + between_s) * 1000)
             self._take_out(events)
-            self._step_ended_s = end_s
+            self._step_ended_s = self._rested_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
         self._observer.stepped(batch, (end_s - start_s) * 1000, queued, lease)
         self._send(events)

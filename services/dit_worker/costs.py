@@ -1,11 +1,10 @@
 """Measures what steps, noise and encoding cost on this host, on the code that serves."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from headway.calibration import Curves, cost_of
-from headway.cost import Cost, StepCurve
+from headway.calibration import Curves, Probe, quiet_cost
+from headway.cost import StepCurve
 from headway.engine_loop import Device
 from services.dit_worker.encode import Format, encode, supports
 from services.dit_worker.model.flow_map import FlowMap
@@ -14,7 +13,7 @@ from services.dit_worker.scheduler import ENCODE, NOISE, STEPS, ImageCosts
 
 STEP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 HOST_SIZES = (1, 128)
-REPEATS, KEPT = 9, 6
+PROBE_SIZE = 16
 
 
 def measure(flow: FlowMap, max_batch: int, device: Device) -> Curves:
@@ -37,22 +36,14 @@ def image_costs(curves: Curves) -> ImageCosts:
     return ImageCosts(curves[STEPS], curves[NOISE], forms)
 
 
+def probe(flow: FlowMap, device: Device) -> Probe:
+    """What a step of one batch size costs now."""
+    samples = _noise(flow, PROBE_SIZE)
+    return STEPS, PROBE_SIZE, quiet_cost(partial(_step, flow, samples, PROBE_SIZE), device, repeats=5)
+
+
 def _curve(sizes: Sequence[int], action: Callable[[int], object], device: Device) -> StepCurve:
-    action(sizes[0])  # the first call of a kind pays for what later ones find ready
-    return StepCurve(tuple((size, _quiet_cost(action, size, device)) for size in sizes))
-
-
-def _quiet_cost(action: Callable[[int], object], size: int, device: Device) -> Cost:
-    """The cost on a quiet machine: workers start together, and how much slower it is now is learned while serving."""
-    samples_ms = sorted(_timed_ms(action, size, device) for _ in range(REPEATS))
-    return cost_of(samples_ms[:KEPT])
-
-
-def _timed_ms(action: Callable[[int], object], size: int, device: Device) -> float:
-    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
-        began_s = time.perf_counter()
-        action(size)
-        return (time.perf_counter() - began_s) * 1000
+    return StepCurve(tuple((size, quiet_cost(partial(action, size), device)) for size in sizes))
 
 
 def _step(flow: FlowMap, samples: Sequence[Sample], size: int) -> object:

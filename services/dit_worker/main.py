@@ -79,7 +79,12 @@ def _scheduler(
 ) -> DitScheduler:
     key = ("dit", ENGINE, torch.__version__, model.config.fingerprint, str(threads), str(config.max_batch))
     folder = cache_folder(config.cache_dir)
-    curves = calibrated(folder, key=key, measure=lambda: costs.measure(model.network, config.max_batch, device))
+    curves = calibrated(
+        folder,
+        key=key,
+        measure=lambda: costs.measure(model.network, config.max_batch, device),
+        probe=lambda: costs.probe(model.network, device),
+    )
     return DitScheduler(
         costs=costs.image_costs(curves),
         max_batch=config.max_batch,

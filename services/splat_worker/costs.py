@@ -1,10 +1,10 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from headway.calibration import Curves, cost_of
+from headway.calibration import Curves, Probe, cost_of, quiet_cost, timed_ms
 from headway.cost import Cost, StepCurve
 from headway.engine_loop import Device
 from headway.quality import Rung
@@ -54,7 +54,7 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curve
         curves[f"{_RENDER} {rung.label}"] = _falling(_curve(costs), list(curves.values())[-1:])
     pictures = {side: _draw(rasterizer, scene, scene.ranked.ladder.top, views[0])[0] for side, views in cameras.items()}
     for encoding in Encoding:
-        costs = [cost_of([_encode_ms(pictures[side], encoding, device) for _ in range(5)]) for side in SIZES_PX]
+        costs = [quiet_cost(partial(encode, pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
     return curves
@@ -83,22 +83,19 @@ def _falling(curve: StepCurve, above: list[StepCurve]) -> StepCurve:
 def _over_views(cameras: list[Camera], rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, device: Device) -> Cost:
     """Mean and spread over views, each at its quickest: views differ, stalls are learned while serving."""
     return cost_of(
-        [min(_render_ms(rasterizer, scene, rung, camera, device) for _ in range(REPEATS)) for camera in cameras]
+        [
+            min(timed_ms(partial(_draw, rasterizer, scene, rung, camera), device) for _ in range(REPEATS))
+            for camera in cameras
+        ]
     )
 
 
-def _render_ms(rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, camera: Camera, device: Device) -> float:
-    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
-        start_s = time.perf_counter()
-        _draw(rasterizer, scene, rung, camera)
-        return (time.perf_counter() - start_s) * 1000
-
-
-def _encode_ms(pixels: Pixels, encoding: Encoding, device: Device) -> float:
-    with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
-        start_s = time.perf_counter()
-        encode(pixels, encoding)
-        return (time.perf_counter() - start_s) * 1000
+def probe(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Probe:
+    """What the scene's own view costs now at the top rung and the smaller size. Compiles what a frame runs."""
+    side, top = SIZES_PX[0], scene.ranked.ladder.top
+    _draw(rasterizer, scene, top, next(_cameras(scene, side)))
+    views = list(_cameras(scene, side))
+    return f"{_RENDER} {top.label}", side * side, _over_views(views, rasterizer, scene, top, device)
 
 
 def _blend_curve(
@@ -106,10 +103,13 @@ def _blend_curve(
 ) -> StepCurve:
     points: dict[int, Cost] = {}
     for side in SIZES_PX:
-        runs = []
+        runs = list[tuple[Pixels, int, float]]()
+
+        def draw(camera: Camera = cameras[side][0], runs: list[tuple[Pixels, int, float]] = runs) -> None:
+            runs.append(_draw(rasterizer, scene, scene.ranked.ladder.top, camera))
+
         for _ in range(5):
-            with device.lease(latest_start_s=time.monotonic() + 60, label="calibration"):
-                runs.append(_draw(rasterizer, scene, scene.ranked.ladder.top, cameras[side][0]))
+            timed_ms(draw, device)
         points[runs[0][1]] = cost_of([blend_ms for _, _, blend_ms in runs])
     return StepCurve(tuple(sorted(points.items())))
 

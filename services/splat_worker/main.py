@@ -91,7 +91,12 @@ def _scheduler(
     for scene in scenes:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
         key = ("splat", ENGINE, numba.__version__, scene.hash, str(rasterizer.threads), str(scene.ranked.home), labels)
-        curves = calibrated(folder, key=key, measure=partial(costs.measure, scene, rasterizer, device))
+        curves = calibrated(
+            folder,
+            key=key,
+            measure=partial(costs.measure, scene, rasterizer, device),
+            probe=partial(costs.probe, scene, rasterizer, device),
+        )
         found[scene.hash] = costs.scene_costs(curves)
     return SplatScheduler(
         costs=found,

@@ -1,21 +1,16 @@
 """What the text engine's steps cost, by decode batch and by prefill length, measured once on this host."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
-from typing import Any
 
-from headway.calibration import Curves, cost_of
+from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
+from headway.engine_loop import Device
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.llama import Llama, Span
 from services.text_worker.sampling import Sampling, choose
 
-Lease = Callable[[], AbstractContextManager[Any]]
-
-MOST_REPEATS, LEAST_REPEATS, POINT_BUDGET_S = 12, 3, 0.15
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
 
 
@@ -44,39 +39,32 @@ def costs_of(curves: Curves, chunk_tokens: int) -> TextCosts:
     return TextCosts(curves["decode"], curves["prefill"], chunk_tokens)
 
 
-def measure(model: Llama, cache: KvCache, *, max_batch: int, chunk_tokens: int, lease: Lease) -> Curves:
+def measure(model: Llama, cache: KvCache, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
     """Times real steps, each under a device lease: decode at half the context, prefill from position 0.
 
     Overwrites the cache's content; call it before anything is served. Blocks for a second or two.
     """
-    middle = cache.context // 2
-    decode = [
-        (size, _timed(model, cache, [Span(slot, middle, (1,)) for slot in range(size)], lease))
-        for size in _doubling(1, min(max_batch, cache.slots))
-    ]
+    decode = [(size, _decode_cost(model, cache, size, device)) for size in _doubling(1, min(max_batch, cache.slots))]
     prefill = [
-        (tokens, _timed(model, cache, [Span(0, 0, (1,) * tokens)], lease))
+        (tokens, quiet_cost(partial(_step, model, cache, [Span(0, 0, (1,) * tokens)]), device))
         for tokens in _doubling(8, min(chunk_tokens, cache.context), factor=4)
     ]
     return {"decode": StepCurve(tuple(decode)), "prefill": StepCurve(tuple(prefill))}
 
 
-def _timed(model: Llama, cache: KvCache, spans: list[Span], lease: Lease) -> Cost:
-    with lease():
-        model.forward(spans, cache)  # the first run of a shape allocates
-    return cost_of(list(_samples(model, cache, spans, lease)))
+def probe(model: Llama, cache: KvCache, device: Device) -> Probe:
+    """What a decode step of one sequence costs now. Overwrites the cache's content."""
+    return "decode", 1, _decode_cost(model, cache, 1, device)
 
 
-def _samples(model: Llama, cache: KvCache, spans: list[Span], lease: Lease) -> Iterator[float]:
-    began_s = time.perf_counter()
-    for repeat in range(MOST_REPEATS):
-        if repeat >= LEAST_REPEATS and time.perf_counter() - began_s > POINT_BUDGET_S:
-            return
-        with lease():
-            start_s = time.perf_counter()
-            logits = model.forward(spans, cache)
-            choose(logits, [SAMPLED] * len(spans), [0] * len(spans))
-            yield (time.perf_counter() - start_s) * 1000
+def _decode_cost(model: Llama, cache: KvCache, size: int, device: Device) -> Cost:
+    spans = [Span(slot, cache.context // 2, (1,)) for slot in range(size)]
+    return quiet_cost(partial(_step, model, cache, spans), device)
+
+
+def _step(model: Llama, cache: KvCache, spans: list[Span]) -> None:
+    logits = model.forward(spans, cache)
+    choose(logits, [SAMPLED] * len(spans), [0] * len(spans))
 
 
 def _doubling(first: int, last: int, factor: int = 2) -> list[int]:

@@ -1,7 +1,6 @@
 """Loads a checkpoint as the worker serves it: checked, measured, named."""
 
 import json
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from headway import __version__
 from headway.calibration import cache_folder, calibrated
 from headway.engine_loop import Device
 from services.text_worker.config import PRECISIONS, TextWorkerConfig
-from services.text_worker.costs import TextCosts, costs_of, measure
+from services.text_worker.costs import TextCosts, costs_of, measure, probe
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.config import CheckpointError, load_config
 from services.text_worker.model.llama import Llama
@@ -78,13 +77,8 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, cache: KvCache, d
     curves = calibrated(
         cache_folder(settings.cache_dir),
         key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.precision, *map(str, sizes)),
-        measure=lambda: measure(
-            loaded.model,
-            cache,
-            max_batch=settings.max_batch,
-            chunk_tokens=chunk,
-            lease=lambda: device.lease(latest_start_s=time.monotonic() + 60, label="calibration"),
-        ),
+        measure=lambda: measure(loaded.model, cache, max_batch=settings.max_batch, chunk_tokens=chunk, device=device),
+        probe=lambda: probe(loaded.model, cache, device),
     )
     return costs_of(curves, chunk)
 

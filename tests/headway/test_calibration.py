@@ -1,11 +1,19 @@
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from headway.calibration import Curves, cache_folder, calibrated, cost_of
+from headway.calibration import Curves, Probe, cache_folder, calibrated, cost_of, quiet_cost
 from headway.cost import Cost, StepCurve
+from headway.device import Lease
 
 CURVES = {"decode": StepCurve(((1, Cost(2.0, 0.1)), (8, Cost(5.0, 0.2))))}
+
+
+def as_kept() -> Probe:
+    return "decode", 1, Cost(2.0)
 
 
 class Measure:
@@ -20,9 +28,9 @@ class Measure:
 def test_a_host_is_measured_once(tmp_path: Path) -> None:
     measure = Measure()
     for _ in range(3):
-        assert calibrated(tmp_path, key=("engine", "hash"), measure=measure) == CURVES
+        assert calibrated(tmp_path, key=("engine", "hash"), measure=measure, probe=as_kept) == CURVES
     assert measure.calls == 1
-    calibrated(tmp_path, key=("engine", "other"), measure=measure)
+    calibrated(tmp_path, key=("engine", "other"), measure=measure, probe=as_kept)
     assert measure.calls == 2
 
 
@@ -39,17 +47,45 @@ def test_a_host_is_measured_once(tmp_path: Path) -> None:
 )
 def test_nonsense_costs_a_measurement_and_nothing_else(tmp_path: Path, content: str) -> None:
     measure = Measure()
-    calibrated(tmp_path, key=("k",), measure=measure)
+    calibrated(tmp_path, key=("k",), measure=measure, probe=as_kept)
     (kept,) = tmp_path.iterdir()
     kept.write_text(content)
-    assert calibrated(tmp_path, key=("k",), measure=measure) == CURVES
+    assert calibrated(tmp_path, key=("k",), measure=measure, probe=as_kept) == CURVES
     assert measure.calls == 2
+
+
+@pytest.mark.parametrize(("now", "calls"), [(("decode", 8, Cost(4.0)), 1), (("decode", 8, Cost(3.0)), 2)])
+def test_what_was_measured_on_a_busy_machine_is_measured_again(tmp_path: Path, now: Probe, calls: int) -> None:
+    measure = Measure()
+    calibrated(tmp_path, key=("k",), measure=measure, probe=as_kept)
+    calibrated(tmp_path, key=("k",), measure=measure, probe=lambda: now)
+    assert measure.calls == calls
+
+
+def test_every_timed_run_holds_the_device_behind_all_real_work() -> None:
+    leases: list[float] = []
+
+    class Recording:
+        @contextmanager
+        def lease(self, *, latest_start_s: float, label: str) -> Iterator[Lease]:
+            leases.append(latest_start_s - time.monotonic())
+            yield Lease(0.0, True)
+
+        def declare(self, demand: object) -> None: ...
+
+        def others(self) -> tuple[tuple[float, float], ...]:
+            return ()
+
+    cost = quiet_cost(lambda: sum(range(1000)), Recording(), repeats=6)
+    assert cost.mean_ms > 0
+    assert len(leases) == 7
+    assert min(leases) > 30
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert calibrated(blocked / "below", key=("k",), measure=Measure()) == CURVES
+    assert calibrated(blocked / "below", key=("k",), measure=Measure(), probe=as_kept) == CURVES
 
 
 def test_the_folder_is_the_configured_one_else_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

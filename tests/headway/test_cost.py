@@ -98,3 +98,14 @@ def test_the_scale_is_learned_and_one_stall_is_not_the_rule() -> None:
 def test_alone_is_what_the_queue_of_one_takes(items: int, steps: int, setup_ms: float) -> None:
     load = Load(1.0, items, steps, Cost(setup_ms))
     assert solo_ms(load, CURVE, 8) == pytest.approx(predict_finish([load], CURVE, 8)[0].mean_ms)
+
+
+def test_a_scale_at_rest_forgets() -> None:
+    scale = LearnedScale()
+    for _ in range(200):
+        scale.observe(predicted_ms=10, actual_ms=50)
+    slow = scale.value
+    scale.rest(LearnedScale.HALF_LIFE_S)
+    assert scale.value.mean_ms == pytest.approx(1 + (slow.mean_ms - 1) / 2)
+    scale.rest(60)
+    assert scale.value.mean_ms == pytest.approx(1, abs=0.01)

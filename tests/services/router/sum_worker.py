@@ -14,6 +14,7 @@ from typing import Any
 
 from headway.config import WorkerConfig
 from headway.cost import Cost, Load, StepCurve
+from headway.device import Lease
 from headway.engine_loop import Batch, EngineLoop
 from headway.errors import BadInput
 from headway.planning import Job, Option, Setting
@@ -83,7 +84,7 @@ class SumEngine:
 
 class Alone:
     def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
-        return nullcontext()
+        return nullcontext(Lease(wait_s=0.0, granted=True))
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
 

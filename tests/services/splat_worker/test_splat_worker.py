@@ -17,6 +17,7 @@ import pytest
 import scene_files
 from PIL import Image
 
+from headway import calibration
 from headway.errors import from_rpc_error
 from headway.server import StartError, serve
 from headway.telemetry import Span
@@ -67,7 +68,7 @@ async def channel(calibrations) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture
-async def slow_channel(calibrations, tmp_path) -> AsyncIterator[grpc.aio.Channel]:
+async def slow_channel(calibrations, tmp_path, monkeypatch) -> AsyncIterator[grpc.aio.Channel]:
     """A worker that was calibrated on a far slower host: RUNG_S less for each rung down, so that seconds bind."""
     async with worker(cache_dir=calibrations):
         pass
@@ -80,6 +81,7 @@ async def slow_channel(calibrations, tmp_path) -> AsyncIterator[grpc.aio.Channel
             for point in points:
                 point |= {"mean_ms": mean_ms.get(name, 1.0), "var_ms2": 0.0}
         (tmp_path / path.name).write_text(json.dumps(file))
+    monkeypatch.setattr(calibration, "TOO_SLOW", 0.0)  # else it would be measured again on this, faster, host
     async with worker(cache_dir=tmp_path) as connected:
         yield connected
 
