@@ -13,13 +13,13 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from headway.cost import Cost, StepCurve
-from headway.engine_loop import Device
+from headway.engine import Device
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _PATIENCE_S = 60.0
-TOO_SLOW = 0.67
+_TOO_SLOW = 0.67
 """A probe below this share of what was kept says that it was measured on a busy machine."""
 
 
@@ -103,7 +103,7 @@ def _far_too_slow(kept: Curves, probe: Probe) -> bool:
     curve = kept.get(name)
     if curve is None:
         return True
-    if now.mean_ms >= TOO_SLOW * curve.at(size).mean_ms:
+    if now.mean_ms >= _TOO_SLOW * curve.at(size).mean_ms:
         return False
     log.info("the kept calibration is far too slow: %s at %d takes %.1f ms now", name, size, now.mean_ms)
     return True

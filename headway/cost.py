@@ -99,24 +99,16 @@ class LearnedScale:
     The factor is common to all steps ahead: a busy neighbour slows every one of them. So its mean follows actual over
     predicted time, and its variance is that of a short average around a long one; what differs from step to step
     averages out and is in the steps' own variance. A single step counts as at most `MOST` times slower, so that one
-    stall of the machine does not close the worker. While nothing runs it forgets, so that a worker that had to refuse
-    everything gets to know when its neighbour is gone.
+    stall of the machine does not close the worker.
     """
 
     MOST = 8.0
     SHORT, LONG = 0.1, 0.02
     """Weights of the newest step in the two averages."""
-    HALF_LIFE_S = 5.0
 
     def __init__(self) -> None:
         self._short = self._long = 1.0
         self._var = 0.0
-
-    def rest(self, idle_s: float) -> None:
-        """Forgets, for a time in which no step ran. Mutates the scale."""
-        kept = 0.5 ** (idle_s / self.HALF_LIFE_S)
-        self._short, self._long = 1 + (self._short - 1) * kept, 1 + (self._long - 1) * kept
-        self._var *= kept
 
     def observe(self, *, predicted_ms: float, actual_ms: float) -> None:
         """Takes in one step. Mutates the scale; ignores steps without a prediction."""
@@ -126,6 +118,11 @@ class LearnedScale:
         self._short += self.SHORT * (ratio - self._short)
         self._long += self.LONG * (ratio - self._long)
         self._var += self.LONG * ((self._short - self._long) ** 2 - self._var)
+
+    def settle(self, ratio: float) -> None:
+        """Takes over what a worker at rest has measured: see `headway.engine.Pulse`. Mutates the scale."""
+        self._short = self._long = min(ratio, self.MOST)
+        self._var /= 2
 
     @property
     def value(self) -> Cost:

@@ -11,15 +11,18 @@ import logging
 import math
 import os
 import signal
+import statistics
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Generic
 
-from headway.cost import Cost, Foreign, LearnedScale, Load, ahead_ms, solo_ms
+from headway.cost import Cost, LearnedScale, Load, ahead_ms, solo_ms
 from headway.deadline import Clock
-from headway.errors import Draining, Expired, Failed, HeadwayError
+from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
+from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
 from headway.planning import Choice, Job, QueuePlan, Setting, admit, plan_queue, reason_of
 from headway.ticket import Event, Finished, Ticket
 from headway.v1 import common_pb2
@@ -29,93 +32,25 @@ log = logging.getLogger(__name__)
 _DEMAND_BUCKETS = 16
 _IDLE_WAIT_S = 0.05
 _DECLARE_EVERY_S = 0.02
-
-
-class Work(Protocol):
-    """A worker's noun (`Sequence`, `Sample`, `Frame`): whatever it is, it carries a ticket."""
-
-    @property
-    def ticket(self) -> Ticket: ...
-
-
-W = TypeVar("W", bound=Work)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[W]):
-    """One step: what runs together, and what that should cost."""
-
-    stage: str
-    """Name of the stage for `Served` and the trace, e.g. "prefill"."""
-    works: tuple[W, ...]
-    items: int
-    """Sequences, images, or 1 for a frame."""
-    predicted: Cost
-
-
-class Scheduler(Protocol[W]):
-    """Decides; pure but for reading the works it is given."""
-
-    def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
-        """What the planner must know: step costs as calibrated, `scale`, batch limit, quantiles."""
-
-    def job(self, work: W, now_s: float) -> Job:
-        """The rungs that `work` may still take from now, best first, and what is left to do at each, as calibrated."""
-
-    def next_batch(self, works: Sequence[W], now_s: float, scale: Cost) -> "Batch[W] | None":
-        """The next step over admitted works, which come in the planner's order; None when none is ready."""
-
-
-class Engine(Protocol[W]):
-    """Runs steps."""
-
-    def run(self, batch: Batch[W]) -> Any:
-        """Runs one step on the device; blocks. Called without the lock, so it must not change what `job` reads."""
-
-    def apply(self, batch: Batch[W], result: Any, now_s: float) -> list[tuple[Ticket, Event]]:
-        """Takes a step's result into the works and says what to send; quick.
-
-        Ends a work with `Finished` or an error.
-        """
-
-    def release(self, work: W) -> None:
-        """Frees what `work` holds (slots, blocks). Called once for every work that was admitted."""
-
-
-class Lease(Protocol):
-    """The device, for one step."""
-
-    @property
-    def wait_s(self) -> float: ...
-
-    @property
-    def granted(self) -> bool:
-        """False when no arbiter answered, and the step runs all the same."""
-
-
-class Device(Protocol):
-    """Grants the device to one step at a time; see headway.device."""
-
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Lease]: ...
-
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
-
-    def others(self) -> tuple[tuple[float, float], ...]: ...
-
-
-class Observer(Protocol):
-    """Is told what happened, for metrics; see headway.worker."""
-
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Lease) -> None: ...
-
-    def finished(self, ticket: Ticket, now_s: float) -> None: ...
+_FIRST_PULSE_S, _LAST_PULSE_S = 0.25, 30.0
+"""Pauses between two pulses of a worker at rest: from the first, doubled while it is steady, up to the last."""
+_STEADY = 1.5
+_PULSE_PATIENCE_S = 60.0
 
 
 class EngineLoop(Generic[W]):
     """Runs an engine in a thread. `submit` and what it yields belong to the asyncio side."""
 
     def __init__(
-        self, scheduler: Scheduler[W], engine: Engine[W], *, clock: Clock, device: Device, observer: Observer, name: str
+        self,
+        scheduler: Scheduler[W],
+        engine: Engine[W],
+        *,
+        clock: Clock,
+        device: Device,
+        observer: Observer,
+        name: str,
+        pulse: Pulse | None = None,
     ) -> None:
         self._scheduler, self._engine = scheduler, engine
         self._clock, self._device, self._observer = clock, device, observer
@@ -124,8 +59,11 @@ class EngineLoop(Generic[W]):
         self._changed = threading.Condition()
         self._declared_s = -math.inf
         self._step_ended_s: float | None = None  # None when the engine was idle since
-        self._rested_s = clock()
-        """Up to when the scale has learned or forgotten."""
+        self._pulse, self._pulse_pause_s = pulse, _FIRST_PULSE_S
+        self._pulses: deque[float] = deque(maxlen=3)
+        self._pulsed_s = -math.inf
+        self._doubted = False
+        """Something was refused while nothing was admitted: is the host still as slow?"""
         self._stopping = False
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -186,19 +124,25 @@ class EngineLoop(Generic[W]):
                 raise Draining("the worker drains and takes nothing new", retry_after_s=1.0)
             now_s = self._clock()
             ticket.budget.check(now_s)
-            if not self._works:
-                self._scale.rest(now_s - self._rested_s)
-                self._rested_s = now_s
             scale = self._scale.value
             setting = self._scheduler.setting(now_s, self._device.others(), scale)
             job = self._scheduler.job(work, now_s)
-            plan = admit(self._jobs(now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
+            plan = self._plan_with(job, setting, ticket)
             self._promise(ticket, plan[job.key], setting)
             self._works[ticket.key] = work
             self._follow(plan)
             self._declare(plan, setting)
             self._changed.notify_all()
         self._tell_watchers()
+
+    def _plan_with(self, job: Job, setting: Setting, ticket: Ticket) -> QueuePlan:
+        try:
+            return admit(self._jobs(setting.now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
+        except Refused:
+            if not self._works and self._pulse is not None and setting.now_s - self._pulsed_s > _FIRST_PULSE_S:
+                self._doubted, self._pulse_pause_s = True, _FIRST_PULSE_S
+                self._changed.notify_all()
+            raise
 
     def _promise(self, ticket: Ticket, choice: Choice, setting: Setting) -> None:
         wish = ticket.wish
@@ -250,13 +194,12 @@ class EngineLoop(Generic[W]):
 
     def _run(self) -> None:
         while True:
+            if not self._await_work():
+                self._take_pulse()
+                continue
             with self._changed:
-                while not self._works and not self._stopping:
-                    self._step_ended_s = None
-                    self._changed.wait()
                 if self._stopping:
-                    events = self._end_all(Draining("the worker stopped", retry_after_s=1.0))
-                    self._send(events)
+                    self._send(self._end_all(Draining("the worker stopped", retry_after_s=1.0)))
                     return
                 admitted = len(self._works)
                 events, batch, latest_start_s = self._decide()
@@ -268,6 +211,35 @@ class EngineLoop(Generic[W]):
                 self._send(events)
             if batch is not None:
                 self._step(batch, latest_start_s)
+
+    def _await_work(self) -> bool:
+        """Waits until there is something to do; False when it is time for a pulse."""
+        with self._changed:
+            if self._works or self._stopping:
+                return True
+            self._step_ended_s = None
+            pause_s = None if self._pulse is None else self._pulse_pause_s
+            return self._changed.wait_for(lambda: bool(self._works) or self._stopping or self._doubted, pause_s) and (
+                not self._doubted
+            )
+
+    def _take_pulse(self) -> None:
+        """Runs the pulse's step once, unless work came; rarely when it is as expected, soon again when it is not."""
+        assert self._pulse is not None
+        with self._device.lease(latest_start_s=self._clock() + _PULSE_PATIENCE_S, label="pulse"):
+            if self._works:
+                return
+            start_s = self._clock()
+            self._pulse.run()
+            ratio = (self._clock() - start_s) * 1000 / self._pulse.predicted.mean_ms
+        with self._changed:
+            before = self._scale.value.mean_ms
+            self._pulses.append(ratio)
+            self._scale.settle(statistics.median(self._pulses))
+            steady = 1 / _STEADY < ratio / before < _STEADY
+            self._pulse_pause_s = min(_LAST_PULSE_S, self._pulse_pause_s * 2) if steady else _FIRST_PULSE_S
+            self._doubted, self._pulsed_s = False, self._clock()
+        self._send(())  # those who watch are told what steps cost now
 
     def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None, float]:
         """Plans anew; returns what to send, the next step, and the latest time at which it may begin."""
@@ -317,7 +289,7 @@ class EngineLoop(Generic[W]):
             events = self._engine.apply(batch, result, end_s)
             self._scale.observe(predicted_ms=batch.predicted.mean_ms, actual_ms=(end_s - start_s + between_s) * 1000)
             self._take_out(events)
-            self._step_ended_s = self._rested_s = end_s
+            self._step_ended_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
         self._observer.stepped(batch, (end_s - start_s) * 1000, queued, lease)
         self._send(events)
@@ -370,15 +342,3 @@ def _latest_start_s(batch: Batch[Any], setting: Setting) -> float:
     factor = setting.scale.mean_ms / 1000
     starts_s = [load.due_s - solo_ms(load, setting.curve, setting.max_batch) * factor for load in loads]
     return min(starts_s, default=setting.now_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The loop's state at one time."""
-
-    now_s: float
-    setting: Setting
-    choices: tuple[Choice, ...]
-    """By deadline."""
-    in_flight: int
-    draining: bool

@@ -10,7 +10,8 @@ import grpc
 from headway import __version__
 from headway.config import WorkerConfig
 from headway.deadline import Budget, budget_of
-from headway.engine_loop import Batch, EngineLoop, Lease, Snapshot
+from headway.engine import Batch, Lease, Snapshot
+from headway.engine_loop import EngineLoop
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.planning import predict
 from headway.quality import Ladder, Rung, read_wish

@@ -41,6 +41,8 @@ class _Child:
         self.part, self._say = part, say
         self.process: asyncio.subprocess.Process | None = None
         self.was_ready = False
+        self.turn = asyncio.Event()
+        """Set when it may start."""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     @property
@@ -137,6 +139,7 @@ class Supervisor:
 
     async def _keep(self, child: _Child) -> None:
         pause_s = 0.0
+        await _first_of(*_events(child.turn, self._stopping))
         while not self._stopping.is_set():
             began_s = self._clock()
             await child.start(self._stopping)
@@ -168,7 +171,10 @@ class Supervisor:
         self._changed(self)
 
     async def _all_ready(self) -> None:
-        await asyncio.gather(*(self._until_ready(child, self._clock()) for child in self._children))
+        # One after the other: what a worker measures of this host while others load is wrong.
+        for child in self._children:
+            child.turn.set()
+            await self._until_ready(child, self._clock())
 
     async def _until_ready(self, child: _Child, began_s: float) -> None:
         while child.process is None or not await self._ask(child.part.ready):  # noqa: ASYNC110 - another process sets none

@@ -5,7 +5,7 @@ from functools import partial
 
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import StepCurve
-from headway.engine_loop import Device
+from headway.engine import Device, Pulse
 from services.dit_worker.encode import Format, encode, supports
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sampler import Sample, start, step
@@ -40,6 +40,11 @@ def probe(flow: FlowMap, device: Device) -> Probe:
     """What a step of one batch size costs now."""
     samples = _noise(flow, PROBE_SIZE)
     return STEPS, PROBE_SIZE, quiet_cost(partial(_step, flow, samples, PROBE_SIZE), device, repeats=5)
+
+
+def pulse(flow: FlowMap, costs: ImageCosts) -> Pulse:
+    """A small step for a worker at rest."""
+    return Pulse(costs.step.at(PROBE_SIZE), partial(_step, flow, _noise(flow, PROBE_SIZE), PROBE_SIZE))
 
 
 def _curve(sizes: Sequence[int], action: Callable[[int], object], device: Device) -> StepCurve:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from headway.deadline import Clock
-from headway.engine_loop import Batch
+from headway.engine import Batch
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.dit_worker.encode import encode
 from services.dit_worker.model.flow_map import FlowMap
@@ -25,7 +25,7 @@ class Moved:
 
 
 class DitEngine:
-    """A `headway.engine_loop.Engine` over any flow map. `scheduler` says what stages were predicted to take."""
+    """A `headway.engine.Engine` over any flow map. `scheduler` says what stages were predicted to take."""
 
     def __init__(self, flow: FlowMap, scheduler: DitScheduler, clock: Clock) -> None:
         self._flow, self._scheduler, self._clock = flow, scheduler, clock

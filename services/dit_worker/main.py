@@ -46,7 +46,13 @@ async def build(config: DitWorkerConfig, service: Service) -> Served:
     engine = DitEngine(model.network, scheduler, service.clock)
     observer = LoopObserver(service, "image", config.max_batch)
     loop: EngineLoop[SampleGroup] = EngineLoop(
-        scheduler, engine, clock=service.clock, device=device, observer=observer, name="image"
+        scheduler,
+        engine,
+        clock=service.clock,
+        device=device,
+        observer=observer,
+        name="image",
+        pulse=costs.pulse(model.network, scheduler.costs),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)

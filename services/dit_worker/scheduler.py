@@ -24,7 +24,7 @@ class ImageCosts:
 
 @dataclass(frozen=True, slots=True)
 class DitScheduler:
-    """A `headway.engine_loop.Scheduler`: every group that fits goes, whatever its class, its time or its plan."""
+    """A `headway.engine.Scheduler`: every group that fits goes, whatever its class, its time or its plan."""
 
     costs: ImageCosts
     max_batch: int

@@ -6,7 +6,7 @@ from functools import partial
 
 from headway.calibration import Curves, Probe, cost_of, quiet_cost, timed_ms
 from headway.cost import Cost, StepCurve
-from headway.engine_loop import Device
+from headway.engine import Device, Pulse
 from headway.quality import Rung
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Encoding, Pixels, encode, scale_up, to_pixels
@@ -96,6 +96,13 @@ def probe(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Probe:
     _draw(rasterizer, scene, top, next(_cameras(scene, side)))
     views = list(_cameras(scene, side))
     return f"{_RENDER} {top.label}", side * side, _over_views(views, rasterizer, scene, top, device)
+
+
+def pulse(scene: LoadedScene, rasterizer: Rasterizer, costs: SceneCosts) -> Pulse:
+    """The scene's own view, small, at the lowest rung, for a worker at rest."""
+    side, lowest = SIZES_PX[0], scene.ranked.ladder.rungs[-1]
+    draw = partial(_draw, rasterizer, scene, lowest, next(_cameras(scene, side)))
+    return Pulse(costs.render[lowest.label].at(side * side), draw)
 
 
 def _blend_curve(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headway.deadline import Clock
-from headway.engine_loop import Batch
+from headway.engine import Batch
 from headway.errors import BadInput
 from headway.planning import Choice
 from headway.ticket import Event, Finished, Stage, Ticket
@@ -25,7 +25,7 @@ class Taken:
 
 
 class SplatEngine:
-    """A `headway.engine_loop.Engine` over one rasteriser, which belongs to the engine's thread."""
+    """A `headway.engine.Engine` over one rasteriser, which belongs to the engine's thread."""
 
     def __init__(self, rasterizer: Rasterizer, scheduler: SplatScheduler, clock: Clock) -> None:
         self._rasterizer, self._scheduler, self._clock = rasterizer, scheduler, clock

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from headway.engine_loop import Batch
+from headway.engine import Batch
 from headway.planning import Choice
 from headway.ticket import Ticket
 from services.splat_worker.camera import Camera

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.device import DeviceClient
-from headway.engine_loop import Device
+from headway.engine import Device
 from headway.quality import Ladder, Rung
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Pixels, scale_up, to_pixels

@@ -55,6 +55,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         device=device,
         observer=LoopObserver(service, "splat", 1),
         name="splat",
+        pulse=costs.pulse(scenes[0], rasterizer, scheduler.costs[scenes[0].hash]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)

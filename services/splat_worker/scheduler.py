@@ -15,7 +15,7 @@ _NO_STEPS = StepCurve(((1, ZERO),))
 
 @dataclass(frozen=True, slots=True)
 class SplatScheduler:
-    """A `headway.engine_loop.Scheduler`: one frame at a time, the planner's first."""
+    """A `headway.engine.Scheduler`: one frame at a time, the planner's first."""
 
     costs: Mapping[str, SceneCosts]
     """By scene hash."""

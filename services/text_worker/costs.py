@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
-from headway.engine_loop import Device
+from headway.engine import Device, Pulse
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.llama import Llama, Span
 from services.text_worker.sampling import Sampling, choose
@@ -57,9 +57,17 @@ def probe(model: Llama, cache: KvCache, device: Device) -> Probe:
     return "decode", 1, _decode_cost(model, cache, 1, device)
 
 
+def pulse(model: Llama, cache: KvCache, costs: TextCosts) -> Pulse:
+    """A decode step of one sequence for a worker at rest, whose slots are all free. Overwrites the first one."""
+    return Pulse(costs.decode.at(1), partial(_step, model, cache, _probe_spans(cache, 1)))
+
+
+def _probe_spans(cache: KvCache, size: int) -> list[Span]:
+    return [Span(slot, cache.context // 2, (1,)) for slot in range(size)]
+
+
 def _decode_cost(model: Llama, cache: KvCache, size: int, device: Device) -> Cost:
-    spans = [Span(slot, cache.context // 2, (1,)) for slot in range(size)]
-    return quiet_cost(partial(_step, model, cache, spans), device)
+    return quiet_cost(partial(_step, model, cache, _probe_spans(cache, size)), device)
 
 
 def _step(model: Llama, cache: KvCache, spans: list[Span]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headway.deadline import Clock
-from headway.engine_loop import Batch
+from headway.engine import Batch
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
@@ -55,7 +55,7 @@ class TextEngine:
         return StepResult(tuple(zip(parts, tokens, strict=True)), late)
 
     def apply(self, batch: Batch[Sequence], result: StepResult, now_s: float) -> Events:
-        """See `headway.engine_loop.Engine`."""
+        """See `headway.engine.Engine`."""
         events: Events = []
         for sequence in result.late:
             events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, ())

@@ -9,7 +9,7 @@ import torch
 
 from headway import __version__
 from headway.calibration import cache_folder, calibrated
-from headway.engine_loop import Device
+from headway.engine import Device
 from services.text_worker.config import PRECISIONS, TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
 from services.text_worker.model.cache import KvCache

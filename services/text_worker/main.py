@@ -21,7 +21,7 @@ from headway.telemetry import Span
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
 from services.text_worker.config import TextWorkerConfig
-from services.text_worker.costs import TextCosts
+from services.text_worker.costs import TextCosts, pulse
 from services.text_worker.engine import TextEngine
 from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_cache
 from services.text_worker.model.cache import KvCache
@@ -88,7 +88,15 @@ def _engine_loop(
     scheduler = TextScheduler(costs, slots=config.slots, planning=planning)
     engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock)
     observer = LoopObserver(service, "text", config.max_batch)
-    return EngineLoop(scheduler, engine, clock=service.clock, device=device, observer=observer, name="text")
+    return EngineLoop(
+        scheduler,
+        engine,
+        clock=service.clock,
+        device=device,
+        observer=observer,
+        name="text",
+        pulse=pulse(loaded.model, cache, costs),
+    )
 
 
 def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:

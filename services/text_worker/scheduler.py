@@ -4,7 +4,7 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 
 from headway.cost import ZERO, Cost, Foreign, Load
-from headway.engine_loop import Batch
+from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from services.text_worker.costs import TextCosts
 from services.text_worker.sequence import Sequence
@@ -49,17 +49,17 @@ class TextScheduler:
         self.costs, self._slots, self._planning = costs, slots, planning
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
-        """See `headway.engine_loop.Scheduler`."""
+        """See `headway.engine.Scheduler`."""
         return replace(self._planning, now_s=now_s, foreign=foreign, scale=scale)
 
     def job(self, work: Sequence, now_s: float) -> Job:
-        """See `headway.engine_loop.Scheduler`."""
+        """See `headway.engine.Scheduler`."""
         ticket = work.ticket
         prefill = self.costs.prefill_cost(work.uncomputed) if work.uncomputed > 1 else ZERO
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options_of(work, prefill))
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
-        """See `headway.engine_loop.Scheduler`; `works` come most urgent first."""
+        """See `headway.engine.Scheduler`; `works` come most urgent first."""
         ending = self._ending(works[: self._planning.max_batch], now_s, scale)
         going = [work for work in works if work not in ending]
         lanes = going[: self._planning.max_batch]

@@ -100,12 +100,11 @@ def test_alone_is_what_the_queue_of_one_takes(items: int, steps: int, setup_ms: 
     assert solo_ms(load, CURVE, 8) == pytest.approx(predict_finish([load], CURVE, 8)[0].mean_ms)
 
 
-def test_a_scale_at_rest_forgets() -> None:
+def test_a_scale_settles_at_what_was_measured_at_rest() -> None:
     scale = LearnedScale()
-    for _ in range(200):
-        scale.observe(predicted_ms=10, actual_ms=50)
-    slow = scale.value
-    scale.rest(LearnedScale.HALF_LIFE_S)
-    assert scale.value.mean_ms == pytest.approx(1 + (slow.mean_ms - 1) / 2)
-    scale.rest(60)
-    assert scale.value.mean_ms == pytest.approx(1, abs=0.01)
+    for turn in range(200):
+        scale.observe(predicted_ms=10, actual_ms=50 if turn % 40 < 20 else 10)
+    unsteady = scale.value
+    scale.settle(0.25)
+    assert scale.value.mean_ms == 0.25
+    assert scale.value.var_ms2 == unsteady.var_ms2 / 2

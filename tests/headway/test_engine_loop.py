@@ -14,7 +14,8 @@ import pytest
 from headway.cost import Cost, Load, StepCurve
 from headway.deadline import Budget
 from headway.device import Lease
-from headway.engine_loop import Batch, EngineLoop
+from headway.engine import Batch, Pulse
+from headway.engine_loop import EngineLoop
 from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
 from headway.planning import Job, Option, Setting
 from headway.quality import Ladder, Rung, read_wish
@@ -304,3 +305,21 @@ async def test_the_time_between_steps_is_learned_as_theirs() -> None:
     scale = loop.snapshot().setting.scale.mean_ms
     await loop.stop()
     assert 1.5 < scale <= 2.0  # three of the four steps of each request follow another at once
+
+
+async def test_a_worker_at_rest_takes_its_pulse_and_admits_what_it_refused_before() -> None:
+    """Calibrated ten thousand times too slow: without a pulse it would refuse this for ever."""
+    rig = Rig(step_ms=10_000.0)
+    pulse = Pulse(Cost(10_000.0), lambda: None)
+    rig.loop = EngineLoop(
+        rig.scheduler, rig.engine, clock=time.monotonic, device=rig.device, observer=Quiet(), name="sum", pulse=pulse
+    )
+    rig.engine.gate.set()
+    rig.loop.start()
+    with pytest.raises(BudgetTooSmall):
+        async with rig.loop.submit(make()):
+            pass
+    await asyncio.wait_for(rig.loop.changes().wait(), 10)
+    async with rig.loop.submit(make()) as ticket:
+        assert isinstance(await outcome(ticket), Finished)
+    await rig.loop.stop()

@@ -15,7 +15,8 @@ from typing import Any
 from headway.config import WorkerConfig
 from headway.cost import Cost, Load, StepCurve
 from headway.device import Lease
-from headway.engine_loop import Batch, EngineLoop
+from headway.engine import Batch
+from headway.engine_loop import EngineLoop
 from headway.errors import BadInput
 from headway.planning import Job, Option, Setting
 from headway.quality import Ladder, Rung
