@@ -1,10 +1,8 @@
 """A real server over loopback: identity, limits, errors with their details, health, reflection, the worker's state."""
 
 import asyncio
-import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,46 +10,18 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from server_rig import Handler, serving
 
-from headway.config import ServiceConfig
 from headway.deadline import floor_to_wire_s
 from headway.errors import BadInput, Shed, from_rpc_error
-from headway.server import Registration, Served, Service, StartError, serve
-from headway.telemetry import Span
+from headway.server import StartError
 from headway.v1 import errors_pb2, router_pb2, router_pb2_grpc
-
-Handler = Callable[[Any, Any], Awaitable[Any]]
-
-
-class Router(router_pb2_grpc.RouterServicer):
-    """Stands in for no part of ours: it only gives the server something to call."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    async def ListWorkers(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return await self._handler(request, context)
 
 
 @asynccontextmanager
 async def served(handler: Handler, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def build(service: Service) -> Served:
-        def add(server: grpc.aio.Server) -> None:
-            router_pb2_grpc.add_RouterServicer_to_server(Router(handler), server)
-
-        return Served([Registration("headway.v1.Router", add)])
-
-    config = ServiceConfig(metrics_port=None, drain_s=0.2, **settings)
-    task = asyncio.create_task(serve(config, "router", build, span=Span.ROUTER_CALL, ready=port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
+    async with serving(handler, **settings) as address, grpc.aio.insecure_channel(address) as channel:
         yield channel
-    os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(task, 10)
 
 
 async def empty(request: Any, context: Any) -> router_pb2.ListWorkersResponse:
