@@ -5,6 +5,7 @@ Every service's `main` is `run(config, name, build)`. `build` gets a `Service` a
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import sys
@@ -184,6 +185,15 @@ def run(config: ServiceConfig, name: str, build: Build, *, span: Span) -> None:
             runner.run(serve(config, name, build, span=span))
         except StartError as error:
             sys.exit(f"headway-{name}: {error}")
+
+
+def console_script(module: str, *, program: str, extra: str) -> None:
+    """Runs `main` of a module whose libraries come with an extra; says which extra where one is missing."""
+    try:
+        main = importlib.import_module(module).main
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{program} needs {missing.name}, which is not installed: pip install 'headway[{extra}]'")
+    main()
 
 
 class StartError(Exception):

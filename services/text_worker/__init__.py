@@ -1,0 +1,8 @@
+"""Llama-family language models, tokens streamed."""
+
+
+def main() -> None:
+    """The console script `headway-text-worker`."""
+    from headway.server import console_script
+
+    console_script("services.text_worker.main", program="headway-text-worker", extra="text")
