@@ -6,11 +6,16 @@
 3. Hopeless requests: how fast they are refused, timed by a caller beside the worker, which is more than at its entry.
 4. All three kinds in flight on one device, open loop, with the device arbiter and without, in turns: how far predicted
    and actual finish lie apart. Nothing is reported when the two meshes give different bytes for the same request.
+   With the arbiter also how late the workers' event loops ran meanwhile.
+5. `kill -9` of each worker: how long until the router reports it lost, and until it is in again.
 """
 
 import asyncio
+import os
 import random
+import signal
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +26,12 @@ from rich.table import Table
 
 from benchmarks.asks import ASKS, Outcome, ask
 from benchmarks.figures import interval, quantile, share_interval, write
-from benchmarks.rig import mesh
+from benchmarks.rig import Mesh, mesh
 from headway.client import AsyncHeadway
 from headway.requests import service_level
+from headway.v1 import common_pb2, router_pb2
 
-console = Console()
+console = Console(width=120)
 WORKERS = {"text": "text-worker", "image": "dit-worker", "splat": "splat-worker"}
 FACTORS = (4.0, 2.0, 1.2, 0.9, 0.7, 0.5, 0.35, 0.2, 0.1)
 DEADLINE_FACTORS = (1.5, 3.0, 6.0)
@@ -139,27 +145,60 @@ def apart(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-async def measure(seconds: float, repeats: int, count: int) -> dict[str, Any]:
-    """All four sections; about `6 * seconds` plus a few minutes."""
+async def kills(running: Mesh) -> dict[str, dict[str, float]]:
+    """Section 5, seen by a caller of the router who asks every few ms."""
+    found = {}
+    async with AsyncHeadway(running.addresses["router"]) as router:
+        for kind, name in WORKERS.items():
+            os.kill(running.supervisor.pids[name], signal.SIGKILL)
+            start_s = time.perf_counter()
+            lost_s = await _until(router, kind, router_pb2.WORKER_HEALTH_LOST, start_s)
+            back_s = await _until(router, kind, router_pb2.WORKER_HEALTH_HEALTHY, start_s)
+            found[kind] = {"reported_lost_s": lost_s, "in_again_s": back_s}
+    return found
+
+
+async def _until(router: AsyncHeadway, kind: str, health: router_pb2.WorkerHealth, start_s: float) -> float:
+    wanted = common_pb2.Kind.Value(f"KIND_{kind.upper()}")
+    while True:
+        workers = (await router.workers()).workers
+        if any(worker.kind == wanted and worker.health == health for worker in workers):
+            return time.perf_counter() - start_s
+        await asyncio.sleep(0.005)
+
+
+async def alone(clients: dict[str, AsyncHeadway], repeats: int, count: int) -> dict[str, Any]:
+    """Sections 1 to 3, one kind after the other."""
     figures: dict[str, Any] = {"ladder": {}, "attainment": {}, "refusal": {}, "solo_ms": {}}
+    for kind, client in clients.items():
+        solo = figures["solo_ms"][kind] = await solo_ms(kind, client)
+        console.print(f"{kind}: {ASKS[kind].what} alone at the top rung: {solo:.1f} ms")
+        figures["ladder"][kind] = await ladder(kind, client, solo, repeats)
+        figures["attainment"][kind] = await attainment(kind, client, solo, count)
+        figures["refusal"][kind] = await refusal(kind, client, solo, count)
+    return figures
+
+
+async def measure(seconds: float, repeats: int, count: int) -> dict[str, Any]:
+    """All five sections; about `4 * seconds` plus a few minutes."""
+    figures: dict[str, Any] = {}
     mixes: dict[str, list[Outcome]] = {"arbiter": [], "none": []}
     golden: dict[str, dict[str, bytes]] = {}
-    for turn in range(2):
-        for name in ("arbiter", "none"):
-            async with mesh(arbiter=name == "arbiter") as addresses:
-                clients = {kind: AsyncHeadway(addresses[worker]) for kind, worker in WORKERS.items()}
-                solos = {kind: await solo_ms(kind, client) for kind, client in clients.items()}
-                golden[name] = {kind: await _golden(kind, client) for kind, client in clients.items()}
-                if turn == 0 and name == "arbiter":
-                    figures["solo_ms"] = solos
-                    for kind, client in clients.items():
-                        console.print(f"{kind}: {ASKS[kind].what} alone at the top rung: {solos[kind]:.1f} ms")
-                        figures["ladder"][kind] = await ladder(kind, client, solos[kind], repeats)
-                        figures["attainment"][kind] = await attainment(kind, client, solos[kind], count)
-                        figures["refusal"][kind] = await refusal(kind, client, solos[kind], count)
-                mixes[name] += await mixed(clients, figures["solo_ms"], seconds, seed=turn)
-                for client in clients.values():
-                    await client.close()
+    for turn, name in enumerate(("arbiter", "none", "none", "arbiter")):
+        async with mesh(arbiter=name == "arbiter") as running:
+            clients = {kind: AsyncHeadway(running.addresses[worker]) for kind, worker in WORKERS.items()}
+            warm = {kind: await solo_ms(kind, client) for kind, client in clients.items()}
+            golden[name] = {kind: await _golden(kind, client) for kind, client in clients.items()}
+            figures = figures or await alone(clients, repeats, count)
+            console.print(f"three kinds at once, {name}; alone they take now", warm)
+            mixes[name] += await mixed(clients, figures["solo_ms"], seconds, seed=turn // 2)
+            if turn == 0:
+                lag = "headway_event_loop_lag_p99_seconds"
+                figures["event_loop_lag_p99_s"] = {part: await running.metric(part, lag) for part in WORKERS.values()}
+            if turn == 3:
+                figures["kills"] = await kills(running)
+            for client in clients.values():
+                await client.close()
     if golden["arbiter"] != golden["none"]:
         raise SystemExit("the two meshes do not give the same bytes for the same request: nothing is reported")
     figures["mixed"] = {name: apart(outcomes) for name, outcomes in mixes.items()}
@@ -204,6 +243,13 @@ def show(figures: dict[str, Any]) -> None:
             f"{row['missed']} of {row['admitted']} admitted late; {row['n'] - row['admitted']} refused"
         )
     ratio = without["median_error_ms"] / with_arbiter["median_error_ms"]
+    for kind, times in figures["kills"].items():
+        console.print(
+            f"kill -9 of the {kind} worker: reported lost after {times['reported_lost_s'] * 1000:.0f} ms, "
+            f"in again after {times['in_again_s']:.1f} s"
+        )
+    lags = ", ".join(f"{part} {lag_s * 1000:.1f} ms" for part, lag_s in figures["event_loop_lag_p99_s"].items())
+    console.print(f"event loop lag with three kinds at once, p99: {lags}")
     console.print(f"ratio of the median error without the arbiter to that with it: {ratio:.2f}")
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import socket
 import tempfile
-from collections.abc import AsyncIterator
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headway.cli.supervisor import Supervisor
@@ -15,9 +17,25 @@ from headway.local_redis import find_server
 _START_S, _DRAIN_S = 120.0, 10.0
 
 
+@dataclass(frozen=True)
+class Mesh:
+    """A mesh that runs."""
+
+    addresses: Mapping[str, str]
+    """Of each part, by name."""
+    metrics: Mapping[str, int]
+    """Prometheus port of each service, by name."""
+    supervisor: Supervisor
+
+    async def metric(self, part: str, name: str) -> float:
+        """The value of a metric without labels, now."""
+        text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{self.metrics[part]}/metrics")
+        return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
+
+
 @asynccontextmanager
-async def mesh(*, arbiter: bool = True) -> AsyncIterator[dict[str, str]]:
-    """Starts every part of a mesh and yields the address of each by name; `arbiter=False` lets workers run unleased."""
+async def mesh(*, arbiter: bool = True) -> AsyncIterator[Mesh]:
+    """Starts every part of a mesh; `arbiter=False` lets the workers run without leases."""
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
         settings = MeshSettings(
             listen=f"unix:{folder}/router.sock",
@@ -26,7 +44,8 @@ async def mesh(*, arbiter: bool = True) -> AsyncIterator[dict[str, str]]:
             redis_server=find_server(),
         )
         parts = parts_of(settings, {**os.environ, "HEADWAY_LOG_LEVEL": "warning"})
-        parts = parts if arbiter else tuple(map(_unleased, parts))
+        ports = {part.name: _free_port() for part in parts if "--metrics-port" in part.command}
+        parts = tuple(_changed(part, arbiter, ports) for part in parts)
         stop = asyncio.Event()
         ready = asyncio.Event()
         supervisor = Supervisor(
@@ -42,19 +61,33 @@ async def mesh(*, arbiter: bool = True) -> AsyncIterator[dict[str, str]]:
         waiting.cancel()
         try:
             if not running.done():
-                yield {part.name: f"unix:{folder}/{part.name}.sock" for part in parts}
+                addresses = {part.name: f"unix:{folder}/{part.name}.sock" for part in parts}
+                yield Mesh(addresses, ports, supervisor)
         finally:
             stop.set()
             await running
 
 
-def _unleased(part: Part) -> Part:
-    if "--device-socket" not in part.command:
-        return part
-    at = part.command.index("--device-socket")
-    return replace(part, command=(*part.command[:at], *part.command[at + 2 :]))
+def _changed(part: Part, arbiter: bool, ports: Mapping[str, int]) -> Part:
+    command = list(part.command)
+    if part.name in ports:
+        command[command.index("--metrics-port") + 1] = str(ports[part.name])
+    if not arbiter and "--device-socket" in command:
+        at = command.index("--device-socket")
+        del command[at : at + 2]
+    return replace(part, command=tuple(command))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())
 
 
 def _say(name: str, line: str) -> None:
-    if "WARNING" in line or "ERROR" in line:
+    if " WARNING " in line or " ERROR " in line:
         print(f"  {name}: {line}")
