@@ -9,13 +9,14 @@ from typing import Any
 from headway.client import AsyncHeadway
 from headway.errors import HeadwayError
 from headway.requests import images_request, render_request, text_request
-from headway.v1 import common_pb2
+from headway.v1 import common_pb2, text_pb2
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one request. Times in ms."""
 
+    kind: str
     deadline_ms: float
     elapsed_ms: float
     """From the call to its end, on the client's clock."""
@@ -30,6 +31,8 @@ class Outcome:
     """From arrival at the worker to the complete answer."""
     admitted: bool = False
     """A plan came, so from then on the deadline was a promise."""
+    ended_itself: bool = False
+    """A text that the model ended before it had the tokens that were planned."""
     payload: bytes = b""
 
     @property
@@ -89,7 +92,7 @@ async def ask(
     kind: str, mesh: AsyncHeadway, seed: int, deadline_ms: float, level: common_pb2.ServiceLevel | None = None
 ) -> Outcome:
     """Sends one request and waits for its end."""
-    start_s, plan, served, payload = time.perf_counter(), None, None, bytearray()
+    start_s, message, plan, served, payload = time.perf_counter(), None, None, None, bytearray()
 
     def elapsed_ms() -> float:
         return (time.perf_counter() - start_s) * 1000
@@ -101,9 +104,10 @@ async def ask(
             served = message.served if kind == "splat" else message.summary.served
             payload += _payload(kind, message)
     except HeadwayError as error:
-        return Outcome(deadline_ms, elapsed_ms(), refused=error.reason_name, admitted=plan is not None)
-    assert plan is not None and served is not None
+        return Outcome(kind, deadline_ms, elapsed_ms(), refused=error.reason_name, admitted=plan is not None)
+    assert message is not None and plan is not None and served is not None
     return Outcome(
+        kind,
         deadline_ms,
         elapsed_ms(),
         rung=served.rung.label,
@@ -113,6 +117,7 @@ async def ask(
         predicted_p99_ms=plan.predicted_p99_ms,
         actual_ms=served.budget_ms - served.slack_ms,
         admitted=True,
+        ended_itself=kind == "text" and message.summary.finish_reason == text_pb2.FINISH_REASON_STOP,
         payload=bytes(payload),
     )
 

@@ -75,7 +75,11 @@ class Lease(Protocol):
 class Device(Protocol):
     """Grants the device to one step at a time; see headway.device."""
 
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Lease]: ...
+    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Lease]:
+        """Holds the device for the block; with `keep` until the next lease or `rest`."""
+
+    def rest(self) -> None:
+        """Gives a kept lease back."""
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
 

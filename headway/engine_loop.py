@@ -56,6 +56,9 @@ class EngineLoop(Generic[W]):
         self._clock, self._device, self._observer = clock, device, observer
         self._works: dict[int, W] = {}
         self._scale = LearnedScale()
+        self._stretch = LearnedScale()
+        """How much longer answers take than was predicted from what was admitted: for work that comes later and is more
+        urgent. Part of what callers are told, and not of admission, because urgency protects their deadlines."""
         self._changed = threading.Condition()
         self._declared_s = -math.inf
         self._step_ended_s: float | None = None  # None when the engine was idle since
@@ -147,13 +150,14 @@ class EngineLoop(Generic[W]):
     def _promise(self, ticket: Ticket, choice: Choice, setting: Setting) -> None:
         wish = ticket.wish
         ticket.admitted_s, ticket.predicted = setting.now_s, choice.finish + Cost(setting.overhead_ms)
+        told, most_ms = ticket.predicted.scaled(self._stretch.value), ticket.budget.total_s * 1000
         ticket.plan = common_pb2.Plan(
             rung=choice.option.rung.to_proto(),
             reason=reason_of(choice.job, choice.level, setting, exact=wish.exact, floored=wish.floored),
             steps=max(1, choice.option.load.steps_left),
             budget_ms=ticket.budget.total_s * 1000,
-            predicted_p50_ms=ticket.predicted.quantile_ms(0.5),
-            predicted_p99_ms=ticket.predicted.quantile_ms(0.99),
+            predicted_p50_ms=min(told.quantile_ms(0.5), most_ms),
+            predicted_p99_ms=min(told.quantile_ms(0.99), most_ms),
         )
 
     # --- shared, under the lock
@@ -199,12 +203,14 @@ class EngineLoop(Generic[W]):
                 continue
             with self._changed:
                 if self._stopping:
+                    self._device.rest()
                     self._send(self._end_all(Draining("the worker stopped", retry_after_s=1.0)))
                     return
                 admitted = len(self._works)
                 events, batch, latest_start_s = self._decide()
                 dropped = admitted - len(self._works)
                 if batch is None and not dropped:
+                    self._device.rest()
                     self._step_ended_s = None
                     self._changed.wait(_IDLE_WAIT_S)
             if dropped:
@@ -217,6 +223,7 @@ class EngineLoop(Generic[W]):
         with self._changed:
             if self._works or self._stopping:
                 return True
+            self._device.rest()
             self._step_ended_s = None
             pause_s = None if self._pulse is None else self._pulse_pause_s
             return self._changed.wait_for(lambda: bool(self._works) or self._stopping or self._doubted, pause_s) and (
@@ -271,7 +278,7 @@ class EngineLoop(Generic[W]):
         between_s = 0.0 if self._step_ended_s is None else asked_s - self._step_ended_s
         self._step_ended_s = None
         try:
-            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage) as lease:
+            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage, keep=True) as lease:
                 start_s = self._clock()
                 for work in batch.works:
                     work.ticket.started_s = work.ticket.started_s or start_s
@@ -298,8 +305,16 @@ class EngineLoop(Generic[W]):
         for ticket, event in events:
             if isinstance(event, Finished | HeadwayError) and ticket.key in self._works:
                 if isinstance(event, Finished):
+                    self._learn_stretch(ticket)
                     self._observer.finished(ticket, self._clock())
                 self._remove(self._works[ticket.key])
+
+    def _learn_stretch(self, ticket: Ticket) -> None:
+        """A text that ended by itself, or an image at fewer steps, is held to its share of the prediction."""
+        assert ticket.plan is not None
+        share = min(1.0, ticket.steps_executed / ticket.plan.steps)
+        actual_ms = (self._clock() - ticket.admitted_s) * 1000
+        self._stretch.observe(predicted_ms=ticket.predicted.mean_ms * share, actual_ms=actual_ms)
 
     def _end_all(self, error: HeadwayError) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = [(work.ticket, error) for work in self._works.values()]

@@ -243,12 +243,33 @@ def _lateness_ms(jobs: Sequence[Job], setting: Setting) -> dict[int, float]:
 
 def _broken_by(admitted: Sequence[Job], job: Job, setting: Setting) -> str | None:
     """What would be late with `job` admitted and everyone lowered; None when nothing new would."""
-    after = _lateness_ms([*admitted, job], setting)
+    together = [*admitted, job]
+    after = _lateness_ms(together, setting)
     if after[job.key] > 0:
         return f"it would be {after[job.key]:.0f} ms late behind {len(admitted)} admitted requests"
     before = _lateness_ms(admitted, setting)
     broken = sum(1 for key, late_ms in before.items() if late_ms <= 0 < after[key])
-    return f"it would make {broken} admitted requests late" if broken else None
+    if broken:
+        return f"it would make {broken} admitted requests late"
+    if _late_foreign(together, setting) > _late_foreign(admitted, setting):
+        return "it would make admitted work of another worker on the device late"
+    return None
+
+
+def _late_foreign(jobs: Sequence[Job], setting: Setting) -> int:
+    """How many of the other workers' declared loads would be late, with every job here at its lowest rung.
+
+    On one device all work that is due up to a time must fit in before it, whoever it belongs to.
+    """
+    order = sorted(jobs, key=lambda job: job.due_s)
+    lowest = [job.options[-1].load for job in order]
+    own = [cost.scaled(setting.scale).mean_ms for cost in predict_finish(lowest, setting.curve, setting.max_batch)]
+    late = 0
+    for due_s, _ in setting.foreign:
+        before_ms = max((ms for job, ms in zip(order, own, strict=True) if job.due_s <= due_s), default=0.0)
+        foreign_ms = sum(work_ms for other_due_s, work_ms in setting.foreign if other_due_s <= due_s)
+        late += before_ms + foreign_ms > (due_s - setting.now_s) * 1000
+    return late
 
 
 def _lowers_high(admitted: Sequence[Job], plan: QueuePlan, setting: Setting) -> bool:

@@ -104,7 +104,7 @@ class DeviceArbiter:
         self._queue.end(connection)
         if self._board.declare(connection, ()):
             self._relay_now()
-        self._grant()
+        self.grant()
 
     def received(self, connection: "_Connection", message: Message) -> None:
         """Applies one message. Raises `ProtocolError` when it is not for an arbiter or breaks a rule."""
@@ -120,7 +120,6 @@ class DeviceArbiter:
                 connection.tell(Pong())
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not for an arbiter")
-        self._grant()
 
     def _ask(self, connection: "_Connection", lease_id: int, latest_start_s: float, label: str) -> None:
         try:
@@ -128,7 +127,8 @@ class DeviceArbiter:
         except ClaimError as error:
             raise ProtocolError(str(error)) from error
 
-    def _grant(self) -> None:
+    def grant(self) -> None:
+        """Gives the device to the most urgent waiter, if it is free."""
         waiter = self._queue.grant()
         if waiter is None:
             return
@@ -184,6 +184,9 @@ class _Connection(asyncio.Protocol):
         try:
             for message in self._reader.feed(data):
                 self._arbiter.received(self, message)
+            # Only now: a release and the next request that came together are one exchange, in which the client stays
+            # in the running for the device that it gives back.
+            self._arbiter.grant()
             if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
                 raise ProtocolError("it asks and does not read")
         except ProtocolError as error:

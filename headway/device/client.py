@@ -64,9 +64,9 @@ class _Link:
             self._socket.close()
             raise
 
-    def send(self, message: Message) -> None:
-        """Sends at once or raises `_LinkLost`: an arbiter that has not read so much for so long is gone."""
-        frame = encode(message)
+    def send(self, *messages: Message) -> None:
+        """Sends all in one piece, at once. Raises `_LinkLost`: an arbiter that has not read for so long is gone."""
+        frame = b"".join(encode(message) for message in messages)
         try:
             with self._sending:
                 if self._socket.send(frame, socket.MSG_DONTWAIT) != len(frame):
@@ -118,6 +118,7 @@ class DeviceClient:
         self._retrying: threading.Thread | None = None
         self._declared: tuple[Demand, ...] = ()
         self._others: tuple[Demand, ...] = ()
+        self._kept: tuple[_Link, int] | None = None  # a lease that was used and not given back yet
         self._last_id = 0
         if path is not None and not self._connect():
             self._retry(None, f"no device arbiter at {path}")
@@ -128,11 +129,13 @@ class DeviceClient:
         return self._link is not None
 
     @contextmanager
-    def lease(self, *, latest_start_s: float, label: str = "") -> Iterator[Lease]:
+    def lease(self, *, latest_start_s: float, label: str = "", keep: bool = False) -> Iterator[Lease]:
         """Holds the device for the block. Blocks until it is granted or the arbiter is known to be gone.
 
         `latest_start_s`: the deadline less the remaining predicted cost, in monotonic seconds; finite.
-        `label` is for the log. An exception inside the block or while waiting gives the device back.
+        `label` is for the log. `keep`: the lease lasts until the next one is asked for, in one exchange with the
+        arbiter, or until `rest`: else a short step of urgent work would lose the device, before it can ask again, to a
+        long step of somebody with time to spare. An exception inside the block or while waiting gives the device back.
         """
         with self._turn:
             began_s, link = self._clock(), self._link
@@ -144,7 +147,15 @@ class DeviceClient:
                 yield Lease(self._clock() - began_s, granted)
             finally:
                 if granted and link is not None:
-                    self._tell(link, Release(request.lease_id))
+                    self._kept = (link, request.lease_id)
+                if not keep:
+                    self.rest()
+
+    def rest(self) -> None:
+        """Gives a kept lease back, if there is one. Never blocks on the arbiter."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._tell(kept[0], Release(kept[1]))
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None:
         """Tells the other workers this client's admitted work by deadline, in place of what it told last.
@@ -190,7 +201,8 @@ class DeviceClient:
     def _request(self, link: _Link, request: Request) -> bool:
         with self._reading:
             try:
-                link.send(request)
+                kept, self._kept = self._kept, None
+                link.send(*([Release(kept[1])] if kept is not None and kept[0] is link else []), request)
                 self._await_grant(link, request.lease_id)
                 return True
             except _LinkLost as lost:

@@ -94,8 +94,11 @@ class Alone:
         self.demand: list[tuple[float, float]] = []
         self._others = others
 
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
+    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
         return nullcontext(Lease(wait_s=0.0, granted=True))
+
+    def rest(self) -> None:
+        """Nothing is kept."""
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None:
         self.demand = list(demand)
@@ -323,3 +326,18 @@ async def test_a_worker_at_rest_takes_its_pulse_and_admits_what_it_refused_befor
     async with rig.loop.submit(make()) as ticket:
         assert isinstance(await outcome(ticket), Finished)
     await rig.loop.stop()
+
+
+async def test_callers_are_told_what_more_urgent_work_will_take(rig: Rig) -> None:
+    """Steps are said to take 1 ms and take far longer to come round; the plans learn it."""
+    told = []
+    for _ in range(12):
+        work = make(budget_s=30)
+        async with rig.loop.submit(work) as ticket:
+            assert ticket.plan is not None
+            told.append(ticket.plan.predicted_p50_ms)
+            rig.engine.gate.clear()
+            asyncio.get_running_loop().call_later(0.05, rig.engine.gate.set)
+            await outcome(ticket)
+    assert told[-1] > 2 * told[0]
+    assert told[-1] <= 30_000

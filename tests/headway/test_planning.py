@@ -163,3 +163,12 @@ def test_a_slow_host_slows_every_step_together() -> None:
     assert (finish.mean_ms, finish.var_ms2) == (pytest.approx(600), pytest.approx(400 * 400 * 0.04))
     (behind,) = predict([Load(9.0, 1, 4)], replace(slow, foreign=((1.0, 50.0),)))
     assert behind.mean_ms == pytest.approx(650), "foreign work is told in the time that it takes now"
+
+
+def test_a_newcomer_may_not_break_another_workers_promise_on_the_device() -> None:
+    shared = replace(ALONE, foreign=((0.5, 350.0),))
+    assert 1 in admit([], job(1, 0.4), shared)
+    with pytest.raises(Shed, match="another worker"):
+        admit([job(1, 0.3)], job(2, 0.35), shared)
+    lost = replace(ALONE, foreign=((0.05, 400.0),))
+    assert 1 in admit([], job(1, 5.0), lost), "what was lost already does not close this worker"

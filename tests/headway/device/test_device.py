@@ -325,3 +325,43 @@ def test_the_command_ends_on_sigterm_and_says_what_is_wrong(path: Path) -> None:
     assert process.returncode == 0
     assert busy.returncode == 2
     assert busy.stderr == f"headway-device: socket {path}: another arbiter serves it\n"
+
+
+def test_urgent_work_keeps_the_device_from_step_to_step(arbiter: DeviceArbiter, path: Path) -> None:
+    """Three short urgent steps against one patient step that waits from the first on: the patient one comes last."""
+    order: list[str] = []
+    with client_of(path) as urgent, client_of(path) as patient:
+
+        def wait_for_one() -> None:
+            with patient.lease(latest_start_s=100.0, label="patient"):
+                order.append("patient")
+
+        thread = threading.Thread(target=wait_for_one)
+        for _ in range(3):
+            with urgent.lease(latest_start_s=1.0, label="urgent", keep=True):
+                if not thread.ident:
+                    thread.start()
+                    eventually(lambda: arbiter._queue.waiting == 1)
+                order.append("urgent")
+        urgent.rest()
+        thread.join(10)
+    assert order == ["urgent"] * 3 + ["patient"]
+
+
+def test_a_kept_lease_yields_to_more_urgent_work_at_the_next_step(arbiter: DeviceArbiter, path: Path) -> None:
+    order: list[str] = []
+    with client_of(path) as patient, client_of(path) as urgent:
+
+        def wait_for_one() -> None:
+            with urgent.lease(latest_start_s=1.0, label="urgent"):
+                order.append("urgent")
+
+        thread = threading.Thread(target=wait_for_one)
+        with patient.lease(latest_start_s=100.0, label="patient", keep=True):
+            thread.start()
+            eventually(lambda: arbiter._queue.waiting == 1)
+            order.append("patient")
+        with patient.lease(latest_start_s=100.0, label="patient"):
+            order.append("patient")
+        thread.join(10)
+    assert order == ["patient", "urgent", "patient"]

@@ -84,8 +84,11 @@ class SumEngine:
 
 
 class Alone:
-    def lease(self, *, latest_start_s: float, label: str) -> AbstractContextManager[Any]:
+    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
         return nullcontext(Lease(wait_s=0.0, granted=True))
+
+    def rest(self) -> None:
+        """Nothing is kept."""
 
     def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
 
