@@ -55,7 +55,9 @@ class Ask:
 async def _text(
     mesh: AsyncHeadway, seed: int, deadline_s: float, level: common_pb2.ServiceLevel | None
 ) -> AsyncIterator[Any]:
-    request = text_request("The list of names", max_tokens=64, temperature=1.0, seed=seed, level=level)
+    # A question that this model answers at length: how long a text becomes is not predicted yet.
+    chat = [("user", "Explain exceptions in Python.")]
+    request = text_request(chat, max_tokens=64, temperature=0.5, top_p=0.9, seed=seed, level=level)
     async for message in mesh.text(request, deadline_s=deadline_s):
         yield message
 

@@ -69,7 +69,7 @@ def calibrated(
 
 def timed_ms(action: Callable[[], object], device: Device) -> float:
     """Runs `action` once under a lease of the device that all real work goes before. Returns its wall time."""
-    with device.lease(latest_start_s=time.monotonic() + _PATIENCE_S, label="calibration"):
+    with device.lease(due_s=time.monotonic() + _PATIENCE_S, label="calibration"):
         start_s = time.perf_counter()
         action()
         return (time.perf_counter() - start_s) * 1000

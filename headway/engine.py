@@ -75,7 +75,7 @@ class Lease(Protocol):
 class Device(Protocol):
     """Grants the device to one step at a time; see headway.device."""
 
-    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Lease]:
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Lease]:
         """Holds the device for the block; with `keep` until the next lease or `rest`."""
 
     def rest(self) -> None:

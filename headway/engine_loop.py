@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Generic
 
-from headway.cost import Cost, LearnedScale, Load, ahead_ms, solo_ms
+from headway.cost import Cost, LearnedScale, ahead_ms
 from headway.deadline import Clock
 from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
@@ -207,7 +207,7 @@ class EngineLoop(Generic[W]):
                     self._send(self._end_all(Draining("the worker stopped", retry_after_s=1.0)))
                     return
                 admitted = len(self._works)
-                events, batch, latest_start_s = self._decide()
+                events, batch, due_s = self._decide()
                 dropped = admitted - len(self._works)
                 if batch is None and not dropped:
                     self._device.rest()
@@ -216,7 +216,7 @@ class EngineLoop(Generic[W]):
             if dropped:
                 self._send(events)
             if batch is not None:
-                self._step(batch, latest_start_s)
+                self._step(batch, due_s)
 
     def _await_work(self) -> bool:
         """Waits until there is something to do; False when it is time for a pulse."""
@@ -233,7 +233,7 @@ class EngineLoop(Generic[W]):
     def _take_pulse(self) -> None:
         """Runs the pulse's step once, unless work came; rarely when it is as expected, soon again when it is not."""
         assert self._pulse is not None
-        with self._device.lease(latest_start_s=self._clock() + _PULSE_PATIENCE_S, label="pulse"):
+        with self._device.lease(due_s=self._clock() + _PULSE_PATIENCE_S, label="pulse"):
             if self._works:
                 return
             start_s = self._clock()
@@ -260,7 +260,7 @@ class EngineLoop(Generic[W]):
             self._declare(plan, setting)
         works = [self._works[key] for key in plan]
         batch = self._scheduler.next_batch(works, now_s, scale) if works else None
-        return events, batch, math.inf if batch is None else _latest_start_s(batch, setting)
+        return events, batch, math.inf if batch is None else _due_s(batch)
 
     def _drop_gone(self, now_s: float) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = []
@@ -272,13 +272,13 @@ class EngineLoop(Generic[W]):
                 self._remove(work)
         return events
 
-    def _step(self, batch: Batch[W], latest_start_s: float) -> None:
+    def _step(self, batch: Batch[W], due_s: float) -> None:
         asked_s = self._clock()
         # Planning and applying between two steps is time that passes for everyone: it counts as the step's.
         between_s = 0.0 if self._step_ended_s is None else asked_s - self._step_ended_s
         self._step_ended_s = None
         try:
-            with self._device.lease(latest_start_s=latest_start_s, label=batch.stage, keep=True) as lease:
+            with self._device.lease(due_s=due_s, label=batch.stage, keep=True) as lease:
                 start_s = self._clock()
                 for work in batch.works:
                     work.ticket.started_s = work.ticket.started_s or start_s
@@ -351,9 +351,6 @@ class EngineLoop(Generic[W]):
             return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)
 
 
-def _latest_start_s(batch: Batch[Any], setting: Setting) -> float:
-    """The latest time at which a step may begin for its most urgent work to be done when due."""
-    loads: list[Load] = [work.ticket.choice.option.load for work in batch.works if work.ticket.choice is not None]
-    factor = setting.scale.mean_ms / 1000
-    starts_s = [load.due_s - solo_ms(load, setting.curve, setting.max_batch) * factor for load in loads]
-    return min(starts_s, default=setting.now_s)
+def _due_s(batch: Batch[Any]) -> float:
+    """When the most urgent work of a step is due."""
+    return min((work.ticket.budget.due_s for work in batch.works), default=math.inf)

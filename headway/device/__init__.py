@@ -1,4 +1,4 @@
-"""One device, many workers: each step runs under a lease that is granted in slack order (DESIGN, decision 3).
+"""One device, many workers: each step runs under a lease that is granted by deadline (docs/decisions/0002).
 
 `python -m headway.device --socket PATH` is the arbiter; a worker's engine thread uses `DeviceClient`.
 """

@@ -50,7 +50,7 @@ class ArbiterStats:
 
 
 class DeviceArbiter:
-    """Grants one lease at a time, least `latest_start_s` first; it ends by release or with its connection.
+    """Grants one lease at a time, earliest `due_s` first; it ends by release or with its connection.
 
     An asynchronous context manager. Raises `ArbiterError` on entry when the socket cannot be had. A lease
     held longer than `stuck_s` is logged and counted, never broken: the device is busy whatever we say.
@@ -109,8 +109,8 @@ class DeviceArbiter:
     def received(self, connection: "_Connection", message: Message) -> None:
         """Applies one message. Raises `ProtocolError` when it is not for an arbiter or breaks a rule."""
         match message:
-            case Request(lease_id, latest_start_s, label):
-                self._ask(connection, lease_id, latest_start_s, label)
+            case Request(lease_id, due_s, label):
+                self._ask(connection, lease_id, due_s, label)
             case Release(lease_id):
                 self._queue.end(connection, lease_id)
             case Declare(demand):
@@ -121,9 +121,9 @@ class DeviceArbiter:
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not for an arbiter")
 
-    def _ask(self, connection: "_Connection", lease_id: int, latest_start_s: float, label: str) -> None:
+    def _ask(self, connection: "_Connection", lease_id: int, due_s: float, label: str) -> None:
         try:
-            self._queue.ask(connection, lease_id, latest_start_s, label)
+            self._queue.ask(connection, lease_id, due_s, label)
         except ClaimError as error:
             raise ProtocolError(str(error)) from error
 

@@ -129,10 +129,10 @@ class DeviceClient:
         return self._link is not None
 
     @contextmanager
-    def lease(self, *, latest_start_s: float, label: str = "", keep: bool = False) -> Iterator[Lease]:
+    def lease(self, *, due_s: float, label: str = "", keep: bool = False) -> Iterator[Lease]:
         """Holds the device for the block. Blocks until it is granted or the arbiter is known to be gone.
 
-        `latest_start_s`: the deadline less the remaining predicted cost, in monotonic seconds; finite.
+        `due_s`: when the most urgent work of the step is due, in monotonic seconds; finite.
         `label` is for the log. `keep`: the lease lasts until the next one is asked for, in one exchange with the
         arbiter, or until `rest`: else a short step of urgent work would lose the device, before it can ask again, to a
         long step of somebody with time to spare. An exception inside the block or while waiting gives the device back.
@@ -140,7 +140,7 @@ class DeviceClient:
         with self._turn:
             began_s, link = self._clock(), self._link
             self._last_id = (self._last_id + 1) & 0xFFFFFFFF
-            request = Request(self._last_id, check_time(latest_start_s), label)
+            request = Request(self._last_id, check_time(due_s), label)
             granted = link is not None and self._request(link, request)
             self.unleased += not granted
             try:

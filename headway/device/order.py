@@ -14,7 +14,7 @@ Client = TypeVar("Client", bound=Hashable)
 class Waiter(Generic[Client]):
     """A request for the device; sorted by when it must start, then by arrival."""
 
-    latest_start_s: float
+    due_s: float
     arrival: int
     client: Client = field(compare=False)
     lease_id: int = field(compare=False)
@@ -26,7 +26,7 @@ class ClaimError(ValueError):
 
 
 class LeaseQueue(Generic[Client]):
-    """One holder at a time; the next is the waiter with the least `latest_start_s`. One claim a client."""
+    """One holder at a time; the next is the waiter with the earliest `due_s`. One claim a client."""
 
     def __init__(self) -> None:
         self.holder: Waiter[Client] | None = None
@@ -39,12 +39,12 @@ class LeaseQueue(Generic[Client]):
         """How many wait."""
         return len(self._claims) - (self.holder is not None)
 
-    def ask(self, client: Client, lease_id: int, latest_start_s: float, label: str) -> None:
+    def ask(self, client: Client, lease_id: int, due_s: float, label: str) -> None:
         """Adds a waiter. Raises `ClaimError` when the client waits or holds already."""
         if client in self._claims:
             raise ClaimError(f"{label or 'client'} asks for a lease while it has one")
         self._arrivals += 1
-        waiter = Waiter(latest_start_s, self._arrivals, client, lease_id, label)
+        waiter = Waiter(due_s, self._arrivals, client, lease_id, label)
         self._claims[client] = waiter
         heapq.heappush(self._heap, waiter)
 

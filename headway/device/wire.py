@@ -34,10 +34,10 @@ class Demand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Client: wants the device, by `latest_start_s` if it is to be in time. One at a time per connection."""
+    """Client: wants the device, for work that is due at `due_s`. One at a time per connection."""
 
     lease_id: int
-    latest_start_s: float
+    due_s: float
     label: str
 
 
@@ -93,8 +93,8 @@ def encode(message: Message) -> bytes:
 
 def _payload(message: Message) -> bytes:
     match message:
-        case Request(lease_id, latest_start_s, label):
-            return _REQUEST.pack(lease_id, latest_start_s) + _label_bytes(label)
+        case Request(lease_id, due_s, label):
+            return _REQUEST.pack(lease_id, due_s) + _label_bytes(label)
         case Release(lease_id) | Grant(lease_id):
             return _LEASE.pack(lease_id)
         case Declare(demand) | Others(demand):
@@ -130,8 +130,8 @@ class FrameReader:
 def _decode(kind: type[Message], payload: bytes) -> Message:
     try:
         if kind is Request:
-            lease_id, latest_start_s = _REQUEST.unpack_from(payload)
-            return Request(lease_id, check_time(latest_start_s), _label(payload[_REQUEST.size :]))
+            lease_id, due_s = _REQUEST.unpack_from(payload)
+            return Request(lease_id, check_time(due_s), _label(payload[_REQUEST.size :]))
         if kind is Release or kind is Grant:
             return kind(*_LEASE.unpack(payload))
         if kind is Declare or kind is Others:

@@ -67,13 +67,13 @@ class Bench:
 
     def pixels(self, level: Scene, camera: Camera, scale: float) -> Pixels:
         """The frame as the caller would get it: rendered at `scale` and scaled up."""
-        with self._device.lease(latest_start_s=time.monotonic() + 1, label="ladder"):
+        with self._device.lease(due_s=time.monotonic() + 1, label="ladder"):
             picture = self._rasterizer.render(level, camera.scaled(scale))
             return scale_up(to_pixels(picture.rgb), camera.width, camera.height)
 
     def weights(self, level: Scene, camera: Camera) -> FloatArray:
         """See `Rasterizer.blend_weights`."""
-        with self._device.lease(latest_start_s=time.monotonic() + 1, label="ladder"):
+        with self._device.lease(due_s=time.monotonic() + 1, label="ladder"):
             return self._rasterizer.blend_weights(level, camera)
 
 

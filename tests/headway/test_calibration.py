@@ -67,8 +67,8 @@ def test_every_timed_run_holds_the_device_behind_all_real_work() -> None:
 
     class Recording:
         @contextmanager
-        def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
-            leases.append(latest_start_s - time.monotonic())
+        def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
+            leases.append(due_s - time.monotonic())
             yield Lease(0.0, True)
 
         def rest(self) -> None: ...

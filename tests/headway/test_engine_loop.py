@@ -94,7 +94,7 @@ class Alone:
         self.demand: list[tuple[float, float]] = []
         self._others = others
 
-    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
         return nullcontext(Lease(wait_s=0.0, granted=True))
 
     def rest(self) -> None:

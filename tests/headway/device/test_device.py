@@ -92,7 +92,7 @@ def test_never_two_holders_and_all_get_their_turn(arbiter: DeviceArbiter, path: 
         nonlocal inside, most
         with client_of(path) as client:
             for step in range(50):
-                with client.lease(latest_start_s=(number * 7 + step * 3) % 11) as lease:
+                with client.lease(due_s=(number * 7 + step * 3) % 11) as lease:
                     inside += 1
                     most = max(most, inside)
                     if not lease.granted:
@@ -108,15 +108,15 @@ def test_never_two_holders_and_all_get_their_turn(arbiter: DeviceArbiter, path: 
     assert (most, wrong, arbiter.stats.grants) == (1, [], 300)
 
 
-def test_waiters_are_served_by_slack(arbiter: DeviceArbiter, path: Path) -> None:
+def test_waiters_are_served_by_deadline(arbiter: DeviceArbiter, path: Path) -> None:
     order: list[float] = []
 
-    def work(latest_start_s: float) -> None:
-        with client_of(path) as client, client.lease(latest_start_s=latest_start_s):
-            order.append(latest_start_s)
+    def work(due_s: float) -> None:
+        with client_of(path) as client, client.lease(due_s=due_s):
+            order.append(due_s)
 
     threads = [threading.Thread(target=work, args=(start_s,)) for start_s in (30.0, 10.0, 20.0)]
-    with client_of(path) as holder, holder.lease(latest_start_s=99.0):
+    with client_of(path) as holder, holder.lease(due_s=99.0):
         for thread in threads:
             thread.start()
         eventually(lambda: arbiter._queue.waiting == 3)
@@ -131,7 +131,7 @@ from pathlib import Path
 from headway.device import Demand, DeviceClient
 client = DeviceClient(Path(sys.argv[1]))
 client.declare([Demand(50.0, 7.0)])
-with client.lease(latest_start_s=1.0, label="victim"):
+with client.lease(due_s=1.0, label="victim"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -144,16 +144,16 @@ def test_the_death_of_a_holder_frees_the_device_and_its_demand(arbiter: DeviceAr
             assert holder.stdout.readline() == b"held\n"
             eventually(lambda: client.others() == (Demand(50.0, 7.0),))
             holder.send_signal(signal.SIGKILL)
-        with client.lease(latest_start_s=2.0) as lease:
+        with client.lease(due_s=2.0) as lease:
             assert lease.granted
         assert client.others() == ()
 
 
 def test_an_exception_in_a_step_gives_the_device_back(arbiter: DeviceArbiter, path: Path) -> None:
     with client_of(path) as first, client_of(path) as second:
-        with pytest.raises(ZeroDivisionError), first.lease(latest_start_s=1.0):
+        with pytest.raises(ZeroDivisionError), first.lease(due_s=1.0):
             raise ZeroDivisionError
-        with second.lease(latest_start_s=1.0) as lease:
+        with second.lease(due_s=1.0) as lease:
             assert lease.granted
 
 
@@ -162,11 +162,11 @@ def test_a_close_ends_a_wait(arbiter: DeviceArbiter, path: Path) -> None:
     with client_of(path) as holder, client_of(path) as waiter:
 
         def wait() -> None:
-            with waiter.lease(latest_start_s=1.0) as lease:
+            with waiter.lease(due_s=1.0) as lease:
                 granted.append(lease.granted)
 
         thread = threading.Thread(target=wait)
-        with holder.lease(latest_start_s=1.0):
+        with holder.lease(due_s=1.0):
             thread.start()
             eventually(lambda: arbiter._queue.waiting == 1)
             waiter.close()
@@ -189,19 +189,19 @@ def test_others_are_told_and_the_last_word_counts(arbiter: DeviceArbiter, path: 
 def test_a_grant_carries_the_latest_demand(path: Path) -> None:
     with running(path, relay_interval_s=3600) as arbiter, client_of(path) as first, client_of(path) as second:
         first.declare([Demand(3.0, 4.0)])
-        with first.lease(latest_start_s=0.0):
+        with first.lease(due_s=0.0):
             assert arbiter.stats.grants == 1  # so the declaration before it was read
-        with second.lease(latest_start_s=0.0):
+        with second.lease(due_s=0.0):
             assert second.others() == (Demand(3.0, 4.0),)
 
 
 def test_bad_numbers_are_refused_before_they_are_sent(arbiter: DeviceArbiter, path: Path) -> None:
     with client_of(path) as client:
-        with pytest.raises(ProtocolError), client.lease(latest_start_s=float("nan")):
+        with pytest.raises(ProtocolError), client.lease(due_s=float("nan")):
             pass
         with pytest.raises(ProtocolError):
             client.declare([Demand(1.0, -1.0)])
-        with client.lease(latest_start_s=1.0) as lease:
+        with client.lease(due_s=1.0) as lease:
             assert lease.granted
 
 
@@ -209,12 +209,12 @@ def test_without_an_arbiter_steps_run_and_it_is_taken_up_when_it_comes(path: Pat
     with client_of(path) as client, client_of(None) as alone:
         client.declare([Demand(1.0, 2.0)])
         for one in (client, alone):
-            with one.lease(latest_start_s=1.0) as lease:
+            with one.lease(due_s=1.0) as lease:
                 assert not lease.granted
         assert (client.unleased, alone.unleased) == (1, 1)
         with running(path), client_of(path) as witness:
             eventually(lambda: client.connected)
-            with client.lease(latest_start_s=1.0) as lease:
+            with client.lease(due_s=1.0) as lease:
                 assert lease.granted
             eventually(lambda: witness.others() == (Demand(1.0, 2.0),))
         eventually(lambda: client.others() == () and not client.connected)
@@ -227,11 +227,11 @@ def test_an_arbiter_that_dies_leaves_the_waiter_free_and_a_new_one_is_found(path
         eventually(path.exists)
         client = stack.enter_context(client_of(path))
         eventually(lambda: client.connected)
-        with client.lease(latest_start_s=1.0) as lease:
+        with client.lease(due_s=1.0) as lease:
             assert lease.granted
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with client.lease(latest_start_s=1.0) as lease:
+        with client.lease(due_s=1.0) as lease:
             assert not lease.granted
         with running(path):  # over the stale socket
             eventually(lambda: client.connected)
@@ -242,19 +242,19 @@ def test_a_silent_arbiter_counts_as_gone(path: Path) -> None:
     with listener:
         listener.bind(str(path))
         listener.listen()
-        with client_of(path, patience_s=0.05) as client, client.lease(latest_start_s=1.0) as lease:
+        with client_of(path, patience_s=0.05) as client, client.lease(due_s=1.0) as lease:
             assert not lease.granted
 
 
 def test_garbage_ends_only_its_own_connection(arbiter: DeviceArbiter, path: Path) -> None:
     twice = encode(Request(1, 1.0, "")) + encode(Request(2, 1.0, ""))
-    with client_of(path) as client, client.lease(latest_start_s=0.0):
+    with client_of(path) as client, client.lease(due_s=0.0):
         for garbage in (b"\xff" * 100, twice, encode(Grant(1)), encode(Pong())):
             with connect(path) as raw:
                 raw.sendall(garbage)
                 assert raw.recv(100) == b""
     eventually(lambda: arbiter.stats.bad_frames == 4)
-    with client_of(path) as client, client.lease(latest_start_s=0.0) as lease:
+    with client_of(path) as client, client.lease(due_s=0.0) as lease:
         assert lease.granted
 
 
@@ -276,19 +276,19 @@ def test_connections_are_limited(arbiter: DeviceArbiter, path: Path) -> None:
 
 def test_a_stuck_lease_is_counted_and_not_broken(path: Path) -> None:
     with running(path, stuck_s=0.01) as arbiter, client_of(path) as client:
-        with client.lease(latest_start_s=1.0, label="slow"):
+        with client.lease(due_s=1.0, label="slow"):
             eventually(lambda: arbiter.stats.stuck == 1)
             assert arbiter._queue.holder is not None
-        with client.lease(latest_start_s=1.0) as lease:
+        with client.lease(due_s=1.0) as lease:
             assert lease.granted
 
 
 def test_a_withdrawn_request_is_not_granted_later(arbiter: DeviceArbiter, path: Path) -> None:
     with connect(path) as raw, client_of(path) as holder:
-        with holder.lease(latest_start_s=1.0):
+        with holder.lease(due_s=1.0):
             raw.sendall(encode(Request(5, 0.0, "")) + encode(Release(5)) + encode(Ping()))
             assert list(FrameReader().feed(raw.recv(100))) == [Pong()]
-        with holder.lease(latest_start_s=1.0) as lease:
+        with holder.lease(due_s=1.0) as lease:
             assert lease.granted
 
 
@@ -333,12 +333,12 @@ def test_urgent_work_keeps_the_device_from_step_to_step(arbiter: DeviceArbiter, 
     with client_of(path) as urgent, client_of(path) as patient:
 
         def wait_for_one() -> None:
-            with patient.lease(latest_start_s=100.0, label="patient"):
+            with patient.lease(due_s=100.0, label="patient"):
                 order.append("patient")
 
         thread = threading.Thread(target=wait_for_one)
         for _ in range(3):
-            with urgent.lease(latest_start_s=1.0, label="urgent", keep=True):
+            with urgent.lease(due_s=1.0, label="urgent", keep=True):
                 if not thread.ident:
                     thread.start()
                     eventually(lambda: arbiter._queue.waiting == 1)
@@ -353,15 +353,15 @@ def test_a_kept_lease_yields_to_more_urgent_work_at_the_next_step(arbiter: Devic
     with client_of(path) as patient, client_of(path) as urgent:
 
         def wait_for_one() -> None:
-            with urgent.lease(latest_start_s=1.0, label="urgent"):
+            with urgent.lease(due_s=1.0, label="urgent"):
                 order.append("urgent")
 
         thread = threading.Thread(target=wait_for_one)
-        with patient.lease(latest_start_s=100.0, label="patient", keep=True):
+        with patient.lease(due_s=100.0, label="patient", keep=True):
             thread.start()
             eventually(lambda: arbiter._queue.waiting == 1)
             order.append("patient")
-        with patient.lease(latest_start_s=100.0, label="patient"):
+        with patient.lease(due_s=100.0, label="patient"):
             order.append("patient")
         thread.join(10)
     assert order == ["patient", "urgent", "patient"]

@@ -17,7 +17,7 @@ actions = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(actions)
-def test_one_holder_and_grants_in_slack_order(script: list[tuple[str, int, float | bool]]) -> None:
+def test_one_holder_and_grants_by_deadline(script: list[tuple[str, int, float | bool]]) -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     waiting: dict[int, tuple[float, int]] = {}
     holder: int | None = None

@@ -84,7 +84,7 @@ class SumEngine:
 
 
 class Alone:
-    def lease(self, *, latest_start_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
         return nullcontext(Lease(wait_s=0.0, granted=True))
 
     def rest(self) -> None:
