@@ -240,10 +240,11 @@ class EngineLoop(Generic[W]):
             self._pulse.run()
             ratio = (self._clock() - start_s) * 1000 / self._pulse.predicted.mean_ms
         with self._changed:
-            before = self._scale.value.mean_ms
             self._pulses.append(ratio)
-            self._scale.settle(statistics.median(self._pulses))
-            steady = 1 / _STEADY < ratio / before < _STEADY
+            ratio = statistics.median(self._pulses)
+            steady = 1 / _STEADY < ratio / self._scale.value.mean_ms < _STEADY
+            if not steady:  # else real steps, of the sizes that are asked for, know better
+                self._scale.settle(ratio)
             self._pulse_pause_s = min(_LAST_PULSE_S, self._pulse_pause_s * 2) if steady else _FIRST_PULSE_S
             self._doubted, self._pulsed_s = False, self._clock()
         self._send(())  # those who watch are told what steps cost now

@@ -1,8 +1,8 @@
 """Plans rungs for a whole queue, and says yes or no to a new request. Pure: no clock, no I/O, no randomness.
 
-Rungs aim at the target, judged at `rung_quantile`, and keep the deadline, judged at `admission_quantile` as admission
-is. Who gives way: low is lowered, then normal, low is refused, high is lowered, normal is refused,
-high is refused. What was admitted stays admitted.
+Rungs aim at the target and are judged at `rung_quantile`, so long as the deadline can still be kept by lowering, which
+is judged at `admission_quantile` as admission is. Who gives way: low is lowered, then normal, low is refused, high is
+lowered, normal is refused, high is refused. What was admitted stays admitted.
 """
 
 import itertools
@@ -86,6 +86,8 @@ class _Move(NamedTuple):
     """The job's place in the queue."""
 
 
+_STILL_SAVED = 2 / 3
+"""What lowering a job that has begun wins back of the difference: an image at 4 steps may end at 2, but not at 1."""
 _GROUPS = 8
 """Late jobs of a long queue are brought in by so many groups of neighbours, because planning must stay short."""
 
@@ -104,7 +106,9 @@ def plan_queue(jobs: Sequence[Job], setting: Setting) -> QueuePlan:
     finish = _finish(order, levels, setting)
     group, moves = max(1, len(order) // _GROUPS), list[_Move]()
     while late := [
-        index for index in range(looked_at, len(order)) if _misses(order[index], finish[index], setting, by_target=True)
+        index
+        for index in range(looked_at, len(order))
+        if _misses(order[index], levels[index], finish[index], setting, by_target=True)
     ]:
         moves = moves or _moves_down(order, setting)
         levels, looked_at = _lower_for(late[:group], order, levels, moves, setting)
@@ -170,10 +174,19 @@ def _late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) ->
     return finish.quantile_ms(quantile) + setting.overhead_ms - (limit_s - setting.now_s) * 1000
 
 
-def _misses(job: Job, finish: Cost, setting: Setting, *, by_target: bool) -> bool:
-    if by_target and _late_ms(job.target_s, finish, setting, setting.rung_quantile) > 0:
+def _misses(job: Job, level: int, finish: Cost, setting: Setting, *, by_target: bool) -> bool:
+    """Whether a job planned at `level` would come too late.
+
+    It is to meet its target and its deadline as rungs are judged; and as admission is judged it must still meet its
+    deadline if it is lowered when it has begun, which does not win back all that a lower rung saves.
+    """
+    limit_s = job.target_s if by_target else job.due_s
+    if _late_ms(limit_s, finish, setting, setting.rung_quantile) > 0:
         return True
-    return _late_ms(job.due_s, finish, setting, setting.admission_quantile) > 0
+    shape = setting.curve, setting.max_batch
+    saved_ms = solo_ms(job.options[level].load, *shape) - solo_ms(job.options[-1].load, *shape)
+    lowered = Cost(finish.mean_ms - _STILL_SAVED * saved_ms * setting.scale.mean_ms, finish.var_ms2)
+    return _late_ms(job.due_s, lowered, setting, setting.admission_quantile) > 0
 
 
 def _lower_for(
@@ -185,18 +198,21 @@ def _lower_for(
     """
     last = late[-1]
     open_moves = [move.place for move in moves if move.place <= last and move.level >= levels[move.place]]
-    lowest = _finish(order, _apply(levels, open_moves), setting)
-    in_by_target = {i: not _misses(order[i], lowest[i], setting, by_target=True) for i in late}
-    lost = [i for i in late if not in_by_target[i] and _misses(order[i], lowest[i], setting, by_target=False)]
+    bottom = _apply(levels, open_moves)
+    lowest = _finish(order, bottom, setting)
+    in_by_target = {i: not _misses(order[i], bottom[i], lowest[i], setting, by_target=True) for i in late}
+    behind = [i for i in late if not in_by_target[i]]
+    lost = [i for i in behind if _misses(order[i], bottom[i], lowest[i], setting, by_target=False)]
     if lost and len(late) > 1:
         return _lower_for(late[:1], order, levels, moves, setting)
     if lost:
         return _apply(levels, open_moves), last + 1
 
     def in_time(count: int) -> bool:
-        finish = _own_finish(order, _apply(levels, open_moves[:count]), setting)
+        lowered = _apply(levels, open_moves[:count])
+        finish = _own_finish(order, lowered, setting)
         at_speed = {i: _from_now(finish[i], order[i].due_s, setting) for i in late}
-        return not any(_misses(order[i], at_speed[i], setting, by_target=in_by_target[i]) for i in late)
+        return not any(_misses(order[i], lowered[i], at_speed[i], setting, by_target=in_by_target[i]) for i in late)
 
     low, high = 0, len(open_moves)
     while low < high:  # more moves never make it later

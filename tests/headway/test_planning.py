@@ -149,12 +149,15 @@ def test_equals_are_lowered_together() -> None:
     assert labels([Job(key, NORMAL, 0.3, 0.3, options) for key in range(8)], shared) == ["2"] * 8
 
 
-def test_a_deadline_is_kept_at_the_quantile_of_admission_and_a_target_at_that_of_rungs() -> None:
+def test_a_rung_is_judged_at_its_quantile_while_lowering_can_still_save_the_deadline() -> None:
     wide = Setting(now_s=0.0, curve=StepCurve(((1, Cost(100.0, 400.0)),)), max_batch=1)
     p90_s, p999_s = (Cost(400.0, 1600.0).quantile_ms(quantile) / 1000 for quantile in (0.9, 0.999))
     between = (p90_s + p999_s) / 2
-    assert labels([job(1, 10, target_s=between)], wide) == ["4"]
-    assert labels([job(1, between)], wide) == ["2"]
+    assert labels([job(1, between)], wide) == ["4"]
+    wild = replace(wide, scale=Cost(1.0, 0.25))
+    p90_s = Cost(400.0, 1600.0).scaled(wild.scale).quantile_ms(0.9) / 1000
+    assert labels([job(1, p90_s)], wild) != ["4"], "too uncertain to be saved by lowering later"
+    assert labels([job(1, 10, target_s=p90_s)], wild) == ["4"]
 
 
 def test_a_slow_host_slows_every_step_together() -> None:
