@@ -17,7 +17,7 @@ class SplatWorkerConfig(WorkerConfig):
     )
     scenes: Path = setting(
         _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED,
-        "folder of .ply, .compressed.ply and .spz files; a file's name is its scene's",
+        "folder of .ply, .compressed.ply, .spz and .sog files; a file's name is its scene's",
         group="Scenes",
         unit="DIR",
     )
