@@ -1,0 +1,40 @@
+"""Where kernels run: on a CUDA device, in Triton's interpreter, or (everywhere else) as the plain torch reference."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import cache
+
+import torch
+
+
+def interpreting() -> bool:
+    """True under TRITON_INTERPRET=1: CPU tensors then run the kernels in Triton's interpreter, slowly and faithfully."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda or interpreting()
+
+
+def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@cache
+def capability(device: torch.device) -> int:
+    """Compute capability as one number, 90 for 9.0; what the tables of tiles are looked up by."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f"device: expected compute capability 8.0 or newer, got {major}.{minor}")
+    return 10 * major + minor
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors to fill; the interpreter plays a small device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
