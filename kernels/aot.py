@@ -96,9 +96,7 @@ def record(launcher: Callable[[], object]) -> list[Launch]:
 
 def compile_launch(launch: Launch, architecture: int) -> Binary:
     """Compile for sm_80 or sm_90 and read registers, stack, shared memory and instructions from the result."""
-    compiled = triton.compile(
-        _source(launch), target=GPUTarget("cuda", architecture, 32), options={**launch.options}
-    )
+    compiled = triton.compile(_source(launch), target=GPUTarget("cuda", architecture, 32), options={**launch.options})
     usage, code = _inspect(compiled.asm["cubin"])
     return Binary(
         name=launch.kernel.fn.__name__,

@@ -68,7 +68,5 @@ def check_tangent(argument: str, tangent: torch.Tensor | None, primal: torch.Ten
     """A tangent has its primal's shape, dtype and device; None stands for zero."""
     if tangent is None:
         return
-    require(
-        tangent.shape == primal.shape, argument, f"its primal's shape {tuple(primal.shape)}", tuple(tangent.shape)
-    )
+    require(tangent.shape == primal.shape, argument, f"its primal's shape {tuple(primal.shape)}", tuple(tangent.shape))
     check_tensor(argument, tangent, primal, primal.ndim)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -27,8 +30,8 @@ def dot(a, b, acc=None):
 
 @triton.jit
 def load_tile(base, first, rows, columns, stride, tokens, head_dim, MASK: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows first + rows of a [tokens, head_dim] matrix; zero past its ends where masked."""
-    at = base + tl.cast(first, tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    """Rows first + rows of a [tokens, head_dim] matrix, by pointer; zero past its ends where masked."""
+    at = (base + tl.cast(first, tl.int64) * stride) + (rows[:, None] * stride + columns[None, :])
     if MASK and EVEN_D:
         return tl.load(at, mask=(first + rows < tokens)[:, None], other=0.0)
     elif MASK:
@@ -40,9 +43,43 @@ def load_tile(base, first, rows, columns, stride, tokens, head_dim, MASK: tl.con
 
 
 @triton.jit
+def tile_source(base, tokens, head_dim, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):
+    """What `load_rows` reads a [tokens, head_dim] matrix from: a descriptor for the copy engine (TMA), or the pointer.
+
+    The copy engine takes no registers for addresses and fills with zeros past the ends.
+    """
+    if TMA:
+        return tl.make_tensor_descriptor(base, [tl.maximum(tokens, 1), head_dim], [stride, 1], [ROWS, COLUMNS])
+    else:
+        return base
+
+
+@triton.jit
+def load_rows(
+    source, first, column, rows, columns, stride, tokens, head_dim,
+    MASK: tl.constexpr, EVEN_D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The tile that starts at [first, column]; zero past the ends, for a pointer only where MASK."""
+    if TMA:
+        return source.load([first, column])
+    else:
+        return load_tile(source, first, rows, columns, stride, tokens, head_dim, MASK, EVEN_D)
+
+
+@triton.jit
+def resident_tile(
+    base, first, rows, columns, stride, tokens, head_dim,
+    EVEN_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """A tile that a program reads once and keeps."""
+    source = tile_source(base, tokens, head_dim, stride, ROWS, COLUMNS, TMA)
+    return load_rows(source, first, 0, rows, columns, stride, tokens, head_dim, True, EVEN_D, TMA)
+
+
+@triton.jit
 def store_tile(base, first, rows, columns, stride, tokens, head_dim, tile):
     """Write the rows that exist, rounded to the output's type."""
-    at = base + tl.cast(first, tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    at = (base + tl.cast(first, tl.int64) * stride) + (rows[:, None] * stride + columns[None, :])
     tl.store(at, tile.to(base.dtype.element_ty), mask=(first + rows < tokens)[:, None] & (columns < head_dim)[None, :])
 
 
@@ -87,3 +124,24 @@ def row_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def accumulator(tensor: torch.Tensor) -> tl.dtype:
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+def copy_engine_reads(architecture: int, *tensors: torch.Tensor | None) -> bool:
+    """Whether tiles of all these can come through Hopper's copy engine: 16-byte bases and strides."""
+    return architecture >= 90 and all(_aligned(tensor) for tensor in tensors if tensor is not None)
+
+
+def _aligned(tensor: torch.Tensor) -> bool:
+    outer = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
+    return tensor.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in outer)
+
+
+@contextlib.contextmanager
+def launching(tensor: torch.Tensor) -> Iterator[None]:
+    """Launch on the tensor's device, with room for the descriptors that kernels build there."""
+    if not tensor.is_cuda:
+        yield
+        return
+    with torch.cuda.device(tensor.device):
+        triton.set_allocator(lambda size, _align, _stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+        yield

@@ -62,9 +62,7 @@ class Ragged:
     def spans(self) -> list[tuple[slice, slice]]:
         """Query and key token ranges of each sequence, on the host."""
         q, k = self.q_offsets.tolist(), self.k_offsets.tolist()
-        return [
-            (slice(*queries), slice(*keys)) for queries, keys in zip(pairwise(q), pairwise(k), strict=True)
-        ]
+        return [(slice(*queries), slice(*keys)) for queries, keys in zip(pairwise(q), pairwise(k), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

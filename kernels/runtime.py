@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from functools import cache
 
@@ -16,11 +15,6 @@ def interpreting() -> bool:
 
 def runs_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or interpreting()
-
-
-def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 @cache

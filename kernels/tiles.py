@@ -12,12 +12,18 @@ TABLES = Path(__file__).parent / "tables"
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel is cut: queries and keys per tile, warps per program, depth of the load pipeline."""
+    """How one kernel is cut: queries and keys per tile, warps per program, depth of the load pipeline.
+
+    `passes` is how many launches share out the gradients of one side, and `output_slice` how many columns of a wide head
+    one program writes: both hold fewer accumulators at once, at the price of computing scores again.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    passes: int = 1
+    output_slice: int = 256
 
 
 def padded_head_dim(head_dim: int) -> int:

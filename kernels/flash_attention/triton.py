@@ -11,28 +11,32 @@ import triton.language as tl
 from kernels.language import (
     LN2,
     accumulator,
+    copy_engine_reads,
     dot,
     key_range,
-    load_tile,
+    launching,
+    load_rows,
+    resident_tile,
     row_dtype,
     row_strides,
     sequence_span,
     store_tile,
+    tile_source,
     token_strides,
 )
 from kernels.ragged import Spec
-from kernels.runtime import capability, device_of
+from kernels.runtime import capability
 from kernels.tiles import Tile, lookup, padded_head_dim
 
 
 @triton.jit
 def attend_keys(
     acc, l, m, q, K, V, start, end, stride_k, stride_v, visible_until, rows, keys, columns, k_tokens, head_dim, scale_log2,
-    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One stretch of keys folded into the running (acc, l, m). MASKED stretches hold the diagonal or the end of the keys."""
     for n in tl.range(start, end, BLOCK_N):
-        k = load_tile(K, n, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D)  # [BLOCK_N, D]
+        k = load_rows(K, n, 0, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA)  # [BLOCK_N, D]
         s = dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N], in units of log 2
         if MASKED:
             seen = (n + keys < k_tokens)[None, :]
@@ -45,7 +49,7 @@ def attend_keys(
         p = tl.exp2(s - m_used[:, None])
         a = tl.exp2(m - m_used)
         l = l * a + tl.sum(p, 1)
-        v = load_tile(V, n, keys, columns, stride_v, k_tokens, head_dim, MASKED, EVEN_D)  # [BLOCK_N, D]
+        v = load_rows(V, n, 0, keys, columns, stride_v, k_tokens, head_dim, MASKED, EVEN_D, TMA)  # [BLOCK_N, D]
         acc = dot(p.to(v.dtype), v, acc * a[:, None])
         m = m_new
     return acc, l, m
@@ -58,7 +62,7 @@ def forward_kernel(
     stride_ob, stride_oh, stride_o, stride_lb, stride_lh, stride_l,
     heads, group, q_tokens, k_tokens, head_dim, scale_log2,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
-    CAUSAL: tl.constexpr, RAGGED: tl.constexpr, ACC: tl.constexpr,
+    CAUSAL: tl.constexpr, RAGGED: tl.constexpr, ACC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of queries of one head of one sequence, over all keys that it sees."""
     tiles = tl.cdiv(q_tokens, BLOCK_M)
@@ -78,7 +82,11 @@ def forward_kernel(
     LSE += sequence * stride_lb + head.to(tl.int64) * stride_lh + q_start * stride_l
 
     rows, keys, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    q = load_tile(Q, first, rows, columns, stride_q, q_tokens, head_dim, True, EVEN_D)  # [BLOCK_M, D]
+    q = resident_tile(
+        Q, first, rows, columns, stride_q, q_tokens, head_dim, EVEN_D, BLOCK_M, BLOCK_D, TMA
+    )  # [BLOCK_M, D]
+    K = tile_source(K, k_tokens, head_dim, stride_k, BLOCK_N, BLOCK_D, TMA)
+    V = tile_source(V, k_tokens, head_dim, stride_v, BLOCK_N, BLOCK_D, TMA)
     acc = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     l = tl.zeros([BLOCK_M], ACC)
     m = tl.full([BLOCK_M], -float("inf"), ACC)
@@ -86,11 +94,11 @@ def forward_kernel(
     whole, last = key_range(first, q_tokens, k_tokens, BLOCK_M, BLOCK_N, CAUSAL)
     acc, l, m = attend_keys(
         acc, l, m, q, K, V, 0, whole, stride_k, stride_v, visible_until, rows, keys, columns, k_tokens, head_dim,
-        scale_log2, BLOCK_N, CAUSAL, False, EVEN_D,
+        scale_log2, BLOCK_N, CAUSAL, False, EVEN_D, TMA,
     )  # fmt: skip
     acc, l, m = attend_keys(
         acc, l, m, q, K, V, whole, last, stride_k, stride_v, visible_until, rows, keys, columns, k_tokens, head_dim,
-        scale_log2, BLOCK_N, CAUSAL, True, EVEN_D,
+        scale_log2, BLOCK_N, CAUSAL, True, EVEN_D, TMA,
     )  # fmt: skip
     seen_any = l > 0.0  # a query that sees no key answers zero, with LSE = -inf
     o = acc / tl.where(seen_any, l, 1.0)[:, None]
@@ -100,7 +108,12 @@ def forward_kernel(
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Spec, tile: Tile | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: Spec,
+    tile: Tile | None = None,
+    architecture: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(o like q, lse [batch, heads, tokens] or [heads, tokens] in float32). Launches on q's device; arguments checked."""
     ragged = spec.ragged
@@ -110,14 +123,15 @@ def forward(
         if ragged is None
         else (ragged.sequences, ragged.max_q_tokens, ragged.max_k_tokens)
     )
-    tile = tile or lookup("flash_attention", head_dim, q.element_size() * 8, capability(q.device))
+    architecture = architecture or capability(q.device)
+    tile = tile or lookup("flash_attention", head_dim, q.element_size() * 8, architecture)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse_shape = (sequences, heads, q_tokens) if ragged is None else (heads, q.shape[0])
     lse = torch.empty(lse_shape, dtype=row_dtype(q), device=q.device)
     programs = triton.cdiv(q_tokens, tile.block_m) * heads * sequences
     if programs == 0:
         return o, lse
-    with device_of(q):
+    with launching(q):
         forward_kernel[(programs,)](
             q, k, v, o, lse,
             ragged.q_offsets if ragged else None, ragged.k_offsets if ragged else None,
@@ -126,6 +140,6 @@ def forward(
             heads, heads // k.shape[1], q_tokens, k_tokens, head_dim, spec.scale / math.log(2),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded_head_dim(head_dim),
             EVEN_D=padded_head_dim(head_dim) == head_dim, CAUSAL=spec.causal, RAGGED=ragged is not None,
-            ACC=accumulator(q), num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+            ACC=accumulator(q), TMA=copy_engine_reads(architecture, q, k, v), num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
     return o, lse
