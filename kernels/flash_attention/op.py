@@ -114,9 +114,7 @@ def attention_op(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return forward(
-        q, k, v, jvp_op.unflatten(q, k, q_offsets, k_offsets, max_q_tokens, max_k_tokens, causal, scale)
-    )
+    return forward(q, k, v, jvp_op.unflatten(q, k, q_offsets, k_offsets, max_q_tokens, max_k_tokens, causal, scale))
 
 
 @attention_op.register_fake
