@@ -79,8 +79,8 @@ def row_kernel(
 @triton.jit
 def walk_queries(
     gk, gv, gdk, gdv, k, v, dk, dv, Q_at, dQ_at, A_at, B_at, LSE, R, DELTA, OMEGA, start,
-    stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_columns, q_tokens, head_dim, scale, scale_log2,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, EVEN_D: tl.constexpr,
+    stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens, head_dim, scale, scale_log2,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, EVEN_D: tl.constexpr,
     TMA: tl.constexpr, TANGENT: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr, GRAD_K: tl.constexpr, GRAD_V: tl.constexpr,
     GRAD_DK: tl.constexpr, GRAD_DV: tl.constexpr,
@@ -92,6 +92,13 @@ def walk_queries(
         dQ = tile_source(dQ_at, q_tokens, head_dim, stride_q, BLOCK_M, BLOCK_D, TMA)
     if TANGENT:
         B = tile_source(B_at, q_tokens, head_dim, stride_a, BLOCK_M, BLOCK_D, TMA)
+    if SLICED:
+        Q_SLICES = tile_source(Q_at, q_tokens, head_dim, stride_q, BLOCK_M, SLICE, TMA)
+        A_SLICES = tile_source(A_at, q_tokens, head_dim, stride_a, BLOCK_M, SLICE, TMA)
+        if HAS_DQ:
+            dQ_SLICES = tile_source(dQ_at, q_tokens, head_dim, stride_q, BLOCK_M, SLICE, TMA)
+        if TANGENT:
+            B_SLICES = tile_source(B_at, q_tokens, head_dim, stride_a, BLOCK_M, SLICE, TMA)
     for i in tl.range(start, q_tokens, BLOCK_M):
         q = load_rows(Q, i, 0, rows, columns, stride_q, q_tokens, head_dim, True, EVEN_D, TMA)  # [BLOCK_M, D]
         if GRAD_K or GRAD_V:
@@ -121,12 +128,16 @@ def walk_queries(
         if GRAD_V:
             a_slice = a
             if SLICED:
-                a_slice = load_tile(A_at, i, rows, slice_columns, stride_a, q_tokens, head_dim, True, EVEN_D)
+                a_slice = load_rows(
+                    A_SLICES, i, slice_start, rows, slice_columns, stride_a, q_tokens, head_dim, True, EVEN_D, TMA
+                )
             gv = dot(p.to(a.dtype), a_slice, gv)
         if TANGENT and (GRAD_V or GRAD_DV):
             b_slice = b
             if SLICED:
-                b_slice = load_tile(B_at, i, rows, slice_columns, stride_a, q_tokens, head_dim, True, EVEN_D)
+                b_slice = load_rows(
+                    B_SLICES, i, slice_start, rows, slice_columns, stride_a, q_tokens, head_dim, True, EVEN_D, TMA
+                )
             if GRAD_V and (HAS_DQ or HAS_DK):
                 gv = dot((p * ds).to(b.dtype), b_slice, gv)
             if GRAD_DV:
@@ -134,7 +145,9 @@ def walk_queries(
         if GRAD_K or GRAD_DK:
             q_slice = q
             if SLICED:
-                q_slice = load_tile(Q_at, i, rows, slice_columns, stride_q, q_tokens, head_dim, True, EVEN_D)
+                q_slice = load_rows(
+                    Q_SLICES, i, slice_start, rows, slice_columns, stride_q, q_tokens, head_dim, True, EVEN_D, TMA
+                )
             if HAS_DQ or HAS_DK:
                 gds = (p * e).to(q.dtype)
             if GRAD_DK:
@@ -143,7 +156,9 @@ def walk_queries(
             if HAS_DQ:
                 dq_slice = dq
                 if SLICED:
-                    dq_slice = load_tile(dQ_at, i, rows, slice_columns, stride_q, q_tokens, head_dim, True, EVEN_D)
+                    dq_slice = load_rows(
+                        dQ_SLICES, i, slice_start, rows, slice_columns, stride_q, q_tokens, head_dim, True, EVEN_D, TMA
+                    )
                 gk = dot(gds, dq_slice, gk)
             delta = tl.load(DELTA + (i + rows) * stride_l, mask=exists, other=0.0)
             c = dot(v, tl.trans(a))
@@ -181,7 +196,8 @@ def key_kernel(
         return
     sequence = sequence.to(tl.int64)
     rows, keys, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    slice_columns = (tl.program_id(0) % slices) * SLICE + tl.arange(0, SLICE)
+    slice_start = (tl.program_id(0) % slices) * SLICE
+    slice_columns = slice_start + tl.arange(0, SLICE)
     K += sequence * stride_kb + kv_head * stride_kh + k_start * stride_k
     V += sequence * stride_vb + kv_head * stride_vh + k_start * stride_v
     k = resident_tile(
@@ -218,8 +234,8 @@ def key_kernel(
         gk, gv, gdk, gdv = walk_queries(
             gk, gv, gdk, gdv, k, v, dk, dv, Q + query, dQ + tangent if HAS_DQ else None, A + out,
             B + out_tangent if TANGENT else None, LSE + row, R + row, DELTA + row, OMEGA + row, start,
-            stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_columns, q_tokens, head_dim, scale,
-            scale_log2, BLOCK_M, BLOCK_D, SLICE != BLOCK_D, CAUSAL, EVEN_D, TMA, TANGENT, HAS_DQ, HAS_DK, HAS_DV, GRAD_K, GRAD_V,
+            stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens, head_dim, scale,
+            scale_log2, BLOCK_M, BLOCK_D, SLICE, SLICE != BLOCK_D, CAUSAL, EVEN_D, TMA, TANGENT, HAS_DQ, HAS_DK, HAS_DV, GRAD_K, GRAD_V,
             GRAD_DK, GRAD_DV,
         )  # fmt: skip
     at = sequence * stride_gb + kv_head * stride_gh + k_start * stride_g
@@ -236,12 +252,16 @@ def key_kernel(
 @triton.jit
 def walk_keys(
     gq, gdq, q, dq, a, b, lse, r, delta, omega, K, V, dK, dV, K_at, dK_at, start, end,
-    stride_k, stride_v, visible_until, rows, keys, columns, slice_columns, k_tokens, head_dim, scale, scale_log2,
-    BLOCK_N: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr,
+    stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
+    BLOCK_N: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr,
     TMA: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr, GRAD_Q: tl.constexpr, GRAD_DQ: tl.constexpr,
 ):  # fmt: skip
     """One stretch of keys folded into the gradients of one tile of queries."""
+    if SLICED:
+        K_SLICES = tile_source(K_at, k_tokens, head_dim, stride_k, BLOCK_N, SLICE, TMA)
+        if HAS_DK:
+            dK_SLICES = tile_source(dK_at, k_tokens, head_dim, stride_k, BLOCK_N, SLICE, TMA)
     for n in tl.range(start, end, BLOCK_N):
         k = load_rows(K, n, 0, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA)  # [BLOCK_N, D]
         p = tl.exp2(dot(q, tl.trans(k)) * scale_log2 - lse[:, None])  # [BLOCK_M, BLOCK_N]
@@ -253,7 +273,9 @@ def walk_keys(
         v = load_rows(V, n, 0, keys, columns, stride_v, k_tokens, head_dim, MASKED, EVEN_D, TMA)
         k_slice = k
         if SLICED:
-            k_slice = load_tile(K_at, n, keys, slice_columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D)
+            k_slice = load_rows(
+                K_SLICES, n, slice_start, keys, slice_columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA
+            )
         if HAS_DQ or HAS_DK:
             e = dot(b, tl.trans(v)) - omega[:, None]
             gds = (p * e).to(k.dtype)
@@ -264,7 +286,19 @@ def walk_keys(
                 dk = load_rows(dK, n, 0, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA)
                 dk_slice = dk
                 if SLICED:
-                    dk_slice = load_tile(dK_at, n, keys, slice_columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D)
+                    dk_slice = load_rows(
+                        dK_SLICES,
+                        n,
+                        slice_start,
+                        keys,
+                        slice_columns,
+                        stride_k,
+                        k_tokens,
+                        head_dim,
+                        MASKED,
+                        EVEN_D,
+                        TMA,
+                    )
                 gq = dot(gds, dk_slice, gq)
             c = dot(a, tl.trans(v))
             if HAS_DV:
@@ -309,7 +343,8 @@ def query_kernel(
     kv_head = (head // group).to(tl.int64)
     head = head.to(tl.int64)
     rows, keys, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    slice_columns = (tl.program_id(0) % slices) * SLICE + tl.arange(0, SLICE)
+    slice_start = (tl.program_id(0) % slices) * SLICE
+    slice_columns = slice_start + tl.arange(0, SLICE)
     K += sequence * stride_kb + kv_head * stride_kh + k_start * stride_k
     V += sequence * stride_vb + kv_head * stride_vh + k_start * stride_v
     if HAS_DK:
@@ -350,13 +385,13 @@ def query_kernel(
     whole, last = key_range(first, q_tokens, k_tokens, BLOCK_M, BLOCK_N, CAUSAL)
     gq, gdq = walk_keys(
         gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, 0, whole, stride_k, stride_v,
-        visible_until, rows, keys, columns, slice_columns, k_tokens, head_dim, scale, scale_log2,
-        BLOCK_N, SLICE != BLOCK_D, CAUSAL, False, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
+        visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
+        BLOCK_N, SLICE, SLICE != BLOCK_D, CAUSAL, False, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
     )  # fmt: skip
     gq, gdq = walk_keys(
         gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, whole, last, stride_k, stride_v,
-        visible_until, rows, keys, columns, slice_columns, k_tokens, head_dim, scale, scale_log2,
-        BLOCK_N, SLICE != BLOCK_D, CAUSAL, True, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
+        visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
+        BLOCK_N, SLICE, SLICE != BLOCK_D, CAUSAL, True, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
     )  # fmt: skip
     at = sequence * stride_gb + head * stride_gh + q_start * stride_g
     if GRAD_Q:
