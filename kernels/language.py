@@ -127,13 +127,17 @@ def accumulator(tensor: torch.Tensor) -> tl.dtype:
 
 
 def copy_engine_reads(architecture: int, *tensors: torch.Tensor | None) -> bool:
-    """Whether tiles of all these can come through Hopper's copy engine: 16-byte bases and strides."""
+    """Whether tiles of all these come through Hopper's copy engine: 16-byte bases and strides.
+
+    Float32 goes by pointer: its products take operands from registers, and LLVM's vectoriser aborts on the mixture.
+    """
     return architecture >= 90 and all(_aligned(tensor) for tensor in tensors if tensor is not None)
 
 
 def _aligned(tensor: torch.Tensor) -> bool:
     outer = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
-    return tensor.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in outer)
+    aligned = tensor.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in outer)
+    return aligned and tensor.dtype != torch.float32
 
 
 @contextlib.contextmanager

@@ -31,12 +31,16 @@ from kernels.tiles import Tile, lookup, padded_head_dim
 
 @triton.jit
 def attend_keys(
-    A, T, l, r, m, q, dq, K, V, dK, dV, start, end,
+    A, T, z, r, l, m, q, dq, K, V, dK, dV, start, end,
     stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr, TMA: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr,
 ):  # fmt: skip
-    """One stretch of keys folded into the state (A, T, l, r, m). All of it scales by the same a, tangent and primal."""
+    """One stretch of keys folded into the state. All of it scales by the same a, tangent and primal.
+
+    z and r sum the very numbers that the matrix unit multiplies, rounding and all, so that O = A/z and T/z - (r/z)O lose the
+    error that both terms share; l sums the weights before they are rounded, for LSE.
+    """
     for n in tl.range(start, end, BLOCK_N):
         k = load_rows(K, n, 0, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA)  # [BLOCK_N, D]
         s = dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N], in units of log 2
@@ -63,15 +67,18 @@ def attend_keys(
         T = T * a[:, None]
         if HAS_DQ or HAS_DK:
             h = (p * (ds * scale)).to(v.dtype)
-            # r sums the very numbers that multiply V, rounding and all: then T - rO loses the error that both share.
             r = r * a + tl.sum(h.to(r.dtype), 1)
             T = dot(h, v, T)
-        p = p.to(v.dtype)
+        if v.dtype.primitive_bitwidth == 16:
+            p = p.to(v.dtype)
+            z = z * a + tl.sum(p.to(z.dtype), 1)
+        else:
+            z = l  # nothing was rounded
         A = dot(p, v, A * a[:, None])
         if HAS_DV:
             dv = load_rows(dV, n, slice_start, keys, slice_columns, stride_v, k_tokens, head_dim, MASKED, EVEN_D, TMA)
             T = dot(p, dv, T)
-    return A, T, l, r, m
+    return A, T, z, r, l, m
 
 
 @triton.jit
@@ -129,27 +136,29 @@ def forward_kernel(
         dV = tile_source(dV, k_tokens, head_dim, stride_v, BLOCK_N, SLICE, TMA)
     A = tl.zeros([BLOCK_M, SLICE], ACC)
     T = tl.zeros([BLOCK_M, SLICE], ACC)
-    l = tl.zeros([BLOCK_M], ACC)
+    z = tl.zeros([BLOCK_M], ACC)
     r = tl.zeros([BLOCK_M], ACC)
+    l = tl.zeros([BLOCK_M], ACC)
     m = tl.full([BLOCK_M], -float("inf"), ACC)
     visible_until = first + k_tokens - q_tokens
     whole, last = key_range(first, q_tokens, k_tokens, BLOCK_M, BLOCK_N, CAUSAL)
-    A, T, l, r, m = attend_keys(
-        A, T, l, r, m, q, dq, K, V, dK, dV, 0, whole, stride_k, stride_v, visible_until,
+    A, T, z, r, l, m = attend_keys(
+        A, T, z, r, l, m, q, dq, K, V, dK, dV, 0, whole, stride_k, stride_v, visible_until,
         rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
         BLOCK_N, CAUSAL, False, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV,
     )  # fmt: skip
-    A, T, l, r, m = attend_keys(
-        A, T, l, r, m, q, dq, K, V, dK, dV, whole, last, stride_k, stride_v, visible_until,
+    A, T, z, r, l, m = attend_keys(
+        A, T, z, r, l, m, q, dq, K, V, dK, dV, whole, last, stride_k, stride_v, visible_until,
         rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
         BLOCK_N, CAUSAL, True, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV,
     )  # fmt: skip
     seen_any = l > 0.0  # a query that sees no key answers zero in both, with LSE = -inf and its tangent 0
     l = tl.where(seen_any, l, 1.0)
-    o = A / l[:, None]
-    r = r / l
+    z = tl.where(seen_any, z, 1.0)
+    o = A / z[:, None]
+    r = r / z
     store_tile(O + output, first, rows, slice_columns, stride_o, q_tokens, head_dim, o)
-    store_tile(dO + output, first, rows, slice_columns, stride_o, q_tokens, head_dim, T / l[:, None] - r[:, None] * o)
+    store_tile(dO + output, first, rows, slice_columns, stride_o, q_tokens, head_dim, T / z[:, None] - r[:, None] * o)
     if tl.program_id(0) % slices == 0:
         exists = first + rows < q_tokens
         lse = tl.where(seen_any, (m + tl.log2(l)) * LN2, -float("inf"))

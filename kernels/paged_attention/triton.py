@@ -28,7 +28,10 @@ def load_keys(
     """Rows of the cache by (block, slot), in the queries' type, which holds int8 and float8 exactly; zero where no key is."""
     at = cache + (blocks * stride_b + slots * stride_t + kv_head * stride_h)[:, None] + columns[None, :]
     mask = exists[:, None] if EVEN_D else exists[:, None] & (columns < head_dim)[None, :]
-    return tl.load(at, mask=mask, other=0.0).to(like)  # [BLOCK_N, D]
+    values = tl.load(at, mask=mask, other=0.0)  # [BLOCK_N, D]
+    if values.dtype == tl.int8:
+        values = values.to(tl.float32)  # the interpreter makes nonsense of int8 to bfloat16; a GPU goes this way anyway
+    return values.to(like)
 
 
 @triton.jit
