@@ -1,6 +1,7 @@
 """What the compiler makes of every configuration, without a GPU: `python -m benchmarks.kernels_static [--json]`.
 
-Registers, shared memory, occupancy and instruction mix per kernel, from the machine code of the launches that the ops make.
+Registers, shared memory, occupancy and instruction mix per kernel, from the machine code of the launches that the ops
+make.
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ def _describe(variant: aot_cases.Variant) -> str:
 def markdown(rows: list[dict[str, object]]) -> str:
     """The table of kernels/README.md and benchmarks/results/kernels-static.md."""
     lines = [
-        "| op | kernel | sm | D | bits | call | tile | registers | spills | shared KiB | programs/SM | occupancy | instructions |",
+        "| op | kernel | sm | D | bits | call | tile | registers | spills | KiB | programs/SM | occupancy | mix |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         mix = ", ".join(f"{name} {count}" for name, count in row["instructions"].items())
         lines.append(
-            f"| {row['op']} | {row['kernel']} | {row['architecture']} | {row['head_dim']} | {row['bits']} | {row['call']} "
-            f"| {row['tile']} | {row['registers']} | {row['spills']} | {row['shared_bytes'] / 1024:.0f} "
-            f"| {row['programs_per_sm']} | {row['occupancy']:.0%} | {mix} |"
+            f"| {row['op']} | {row['kernel']} | {row['architecture']} | {row['head_dim']} | {row['bits']} "
+            f"| {row['call']} | {row['tile']} | {row['registers']} | {row['spills']} "
+            f"| {row['shared_bytes'] / 1024:.0f} | {row['programs_per_sm']} | {row['occupancy']:.0%} | {mix} |"
         )
     return "\n".join(lines)
 

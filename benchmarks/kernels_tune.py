@@ -1,7 +1,8 @@
 """Choose the tiles in kernels/tables: `python -m benchmarks.kernels_tune [--architecture 90] [--op OP] [--static]`.
 
-A candidate must first compile clean ahead of time (no spill, shared memory fits, wgmma where it must be). On a CUDA machine of
-that architecture the fastest clean candidate is kept; with --static, or without such a GPU, the first one in the order below.
+A candidate must first compile clean ahead of time (no spill, shared memory fits, wgmma where it must be). On a CUDA
+machine of that architecture the fastest clean candidate is kept; with --static, or without such a GPU, the first one
+in the order below.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 
 import torch
 
@@ -95,9 +99,14 @@ def _ieee(op: str, head_dim: int) -> list[Tile]:
     """Float32 products run without tensor cores and hold their operands in registers: small tiles."""
     if op.startswith("flash_attention_jvp_backward"):
         passes = 2 if op.endswith("_q") else 3
-        return [Tile(16, 16, 8, 1, passes, 64), Tile(16, 16, 4, 1, passes, 64)]
+        return [Tile(16, 16, 8, 1, passes, 64 if head_dim < 256 else 32)]
     if op == "flash_attention_jvp" and head_dim >= 128:
-        return [Tile(16, 16, 8, 1, 1, 64), Tile(16, 16, 8, 1, 1, 32)]
+        return [
+            Tile(16, 16, 8, 1, 1, 64),
+            Tile(16, 16, 8, 1, 1, 32),
+            Tile(16, 32, 8, 1, 1, 64),
+            Tile(16, 16, 4, 1, 1, 64),
+        ]
     if op.startswith("paged_attention") or head_dim == 256:
         return [Tile(16, 16, 4, 1), Tile(16, 16, 8, 1)]
     return [Tile(32, 32, 8, 1), Tile(16, 16, 4, 1), Tile(16, 16, 8, 1)]
@@ -116,6 +125,15 @@ class Verdict:
 
 
 def judge(op: str, head_dim: int, dtype: torch.dtype, tile: Tile, architecture: int) -> Verdict:
+    """The verdict of a process of its own: some float32 tiles abort LLVM (3.9.0's SLP vectoriser), and us with it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(compile_and_judge, op, head_dim, dtype, tile, architecture).result()
+        except BrokenProcessPool:
+            return Verdict("the compiler aborts", 0)
+
+
+def compile_and_judge(op: str, head_dim: int, dtype: torch.dtype, tile: Tile, architecture: int) -> Verdict:
     spills = 0
     for variant in aot_cases.variants(op, architecture):
         for launch in aot_cases.launches(op, head_dim, dtype, variant, tile, architecture):
@@ -175,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", type=int, choices=(80, 90), default=90)
     parser.add_argument("--op", choices=aot_cases.OPS, action="append", help="only these (default: all)")
+    parser.add_argument("--head-dim", type=int, choices=HEAD_DIMS, action="append", help="only these head dims")
     parser.add_argument("--bits", type=int, choices=(16, 32), action="append", help="only these element widths")
     parser.add_argument("--static", action="store_true", help="do not measure, even where a GPU is present")
     options = parser.parse_args()
@@ -186,7 +205,7 @@ def main() -> None:
         measure = (90 if 10 * major + minor >= 90 else 80) == options.architecture
     for op in options.op or aot_cases.OPS:
         for bits in options.bits or (16, 32):
-            for head_dim in HEAD_DIMS:
+            for head_dim in options.head_dim or HEAD_DIMS:
                 start = time.perf_counter()
                 dtype = torch.bfloat16 if bits == 16 else torch.float32
                 tile = choose(op, head_dim, dtype, options.architecture, measure and bits == 16)

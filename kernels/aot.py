@@ -1,8 +1,8 @@
 """Compile the very launches that the ops make, for a GPU that need not be there, and read the machine code.
 
-`record` runs a launcher on meta tensors and keeps what it would have launched, with the same arguments; `compile_launch`
-specialises those as Triton's own launch does (ones become constants, multiples of 16 and aligned pointers are hinted).
-Needs Triton on Linux, without TRITON_INTERPRET.
+`record` runs a launcher on meta tensors and keeps what it would have launched, with the same arguments;
+`compile_launch` specialises those as Triton's own launch does (ones become constants, multiples of 16 and aligned
+pointers are hinted). Needs Triton on Linux, without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Binary:
 
     @property
     def programs_per_sm(self) -> int:
-        """How many programs one multiprocessor holds at once: the least that registers, threads and shared memory allow."""
+        """How many programs one multiprocessor holds at once, by registers, threads and shared memory."""
         threads = 32 * self.num_warps
         registers = -(-self.registers // 8) * 8 * threads
         limits = [REGISTERS_PER_SM // registers, THREADS_PER_SM // threads, 32]

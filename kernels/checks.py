@@ -45,7 +45,7 @@ def check_scale(scale: float | None, head_dim: int) -> float:
 def check_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None, ragged: Ragged | None
 ) -> Spec:
-    """Check q, k, v (dense [batch, heads, tokens, head_dim], ragged [tokens, heads, head_dim]) and return the call's spec."""
+    """Check q, k and v, shaped as `flash_attention` states, and return the call's spec."""
     ndim = 4 if ragged is None else 3
     for argument, tensor in (("q", q), ("k", k), ("v", v)):
         check_tensor(argument, tensor, q, ndim)

@@ -48,7 +48,7 @@ class Ragged:
 
     @classmethod
     def from_offsets(cls, q_offsets: torch.Tensor, k_offsets: torch.Tensor | None = None) -> Ragged:
-        """From cumulative lengths [sequences + 1] (first entry 0), kept on their device; reads them once on the host."""
+        """From cumulative lengths [sequences + 1] (first entry 0), on their device; read once on the host."""
         k_offsets = q_offsets if k_offsets is None else k_offsets
         if q_offsets.device != k_offsets.device:
             raise ValueError(f"k_offsets: expected device {q_offsets.device} as q_offsets, got {k_offsets.device}")

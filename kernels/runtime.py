@@ -9,7 +9,7 @@ import torch
 
 
 def interpreting() -> bool:
-    """True under TRITON_INTERPRET=1: CPU tensors then run the kernels in Triton's interpreter, slowly and faithfully."""
+    """True under TRITON_INTERPRET=1: CPU tensors then run the kernels in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

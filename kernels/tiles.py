@@ -14,8 +14,8 @@ TABLES = Path(__file__).parent / "tables"
 class Tile:
     """How one kernel is cut: queries and keys per tile, warps per program, depth of the load pipeline.
 
-    `passes` is how many launches share out the gradients of one side, and `output_slice` how many columns of a wide head
-    one program writes: both hold fewer accumulators at once, at the price of computing scores again.
+    `passes` is how many launches share out the gradients of one side, and `output_slice` how many columns of a wide
+    head one program writes: both hold fewer accumulators at once, at the price of computing scores again.
     """
 
     block_m: int

@@ -27,15 +27,16 @@ def flash_attention(
     """softmax(scale * q k^T) v without the score matrix; `(o, lse)` with `return_lse`.
 
     Dense: q [batch, heads, q_tokens, head_dim], k and v [batch, kv_heads, k_tokens, head_dim]. Ragged: tokens of all
-    sequences packed, q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim], lengths in `ragged`. heads is a
-    multiple of kv_heads; q_tokens and k_tokens may differ, and causal masks align the ends of both. head_dim: a multiple of
-    8 in 16..256. dtype: float16, bfloat16 or float32, the same for all (float64 too on a CPU); last stride 1.
+    sequences packed, q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim], lengths in `ragged`. heads is
+    a multiple of kv_heads; q_tokens and k_tokens may differ, and causal masks align the ends of both. head_dim: a
+    multiple of 8 in 16..256. dtype: float16, bfloat16 or float32, the same for all (float64 too on a CPU); last
+    stride 1.
 
-    o is contiguous, shaped and typed like q. lse is float32, [batch, heads, q_tokens], or [heads, tokens] if ragged. A query
-    that sees no key answers 0 and lse -inf. scale defaults to 1 / sqrt(head_dim).
+    o is contiguous, shaped and typed like q. lse is float32, [batch, heads, q_tokens], or [heads, tokens] if ragged.
+    A query that sees no key answers 0 and lse -inf. scale defaults to 1 / sqrt(head_dim).
 
-    Differentiable once backward; forward (torch.func.jvp, dual tensors) it runs `flash_attention_jvp` in its place, whose
-    results differentiate backward again. ValueError names the argument that does not fit, before any launch.
+    Differentiable once backward; forward (torch.func.jvp, dual tensors) it runs `flash_attention_jvp` in its place,
+    whose results differentiate backward again. ValueError names the argument that does not fit, before any launch.
     """
     spec = check_attention(q, k, v, causal, scale, ragged)
     o, lse = _attend(q, k, v, spec)

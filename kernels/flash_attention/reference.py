@@ -39,7 +39,7 @@ def group_heads(keys: torch.Tensor, heads: int) -> torch.Tensor:
 def dense_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [..., heads, q_tokens, head_dim], k and v [..., kv_heads, k_tokens, head_dim] -> o like q, lse [..., heads, q_tokens]."""
+    """q [..., heads, q_tokens, head_dim], k, v [..., kv_heads, k_tokens, head_dim]; o like q, and its lse."""
     wide = working_dtype(q)
     k, v = (group_heads(each.to(wide), q.shape[-3]) for each in (k, v))
     weights, lse = softmax_and_lse(masked_scores(q.to(wide), k, causal, scale))

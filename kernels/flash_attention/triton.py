@@ -31,10 +31,11 @@ from kernels.tiles import Tile, lookup, padded_head_dim
 
 @triton.jit
 def attend_keys(
-    acc, l, m, q, K, V, start, end, stride_k, stride_v, visible_until, rows, keys, columns, k_tokens, head_dim, scale_log2,
+    acc, l, m, q, K, V, start, end, stride_k, stride_v, visible_until, rows, keys, columns, k_tokens, head_dim,
+    scale_log2,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """One stretch of keys folded into the running (acc, l, m). MASKED stretches hold the diagonal or the end of the keys."""
+    """One stretch of keys folded into (acc, l, m). MASKED stretches hold the diagonal or the end of the keys."""
     for n in tl.range(start, end, BLOCK_N):
         k = load_rows(K, n, 0, keys, columns, stride_k, k_tokens, head_dim, MASKED, EVEN_D, TMA)  # [BLOCK_N, D]
         s = dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N], in units of log 2
@@ -115,7 +116,7 @@ def forward(
     tile: Tile | None = None,
     architecture: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(o like q, lse [batch, heads, tokens] or [heads, tokens] in float32). Launches on q's device; arguments checked."""
+    """(o like q, lse [batch, heads, tokens] or [heads, tokens]). Launches on q's device; arguments were checked."""
     ragged = spec.ragged
     heads, head_dim = q.shape[1], q.shape[-1]
     sequences, q_tokens, k_tokens = (
@@ -140,6 +141,7 @@ def forward(
             heads, heads // k.shape[1], q_tokens, k_tokens, head_dim, spec.scale / math.log(2),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded_head_dim(head_dim),
             EVEN_D=padded_head_dim(head_dim) == head_dim, CAUSAL=spec.causal, RAGGED=ragged is not None,
-            ACC=accumulator(q), TMA=copy_engine_reads(architecture, q, k, v), num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+            ACC=accumulator(q), TMA=copy_engine_reads(architecture, q, k, v), num_warps=tile.num_warps,
+            num_stages=tile.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
     return o, lse

@@ -1,4 +1,4 @@
-"""The tangent of attention as torch ops: custom ops that torch.compile traces, and gradients for eager and torch.func."""
+"""The tangent of attention as torch ops: custom ops for torch.compile, gradients for eager and torch.func."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def flash_attention_jvp(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention and its directional derivative along (dq, dk, dv), in one pass: (o, do, lse, dlse).
 
-    Shapes, dtypes, masks and ragged batches as `flash_attention`; a tangent has its primal's shape, dtype and device, and
-    None stands for zero (without dk and dv a third of the products is left out). `do` is like q; `dlse` is like `lse`,
-    float32. Gradients flow to q, k, v and every tangent given, through all four results, without a q_tokens x k_tokens
-    matrix on a GPU. Gradients of gradients are not offered. ValueError names the argument that does not fit.
+    Shapes, dtypes, masks and ragged batches as `flash_attention`; a tangent has its primal's shape, dtype and device,
+    and None stands for zero (without dk and dv a third of the products is left out). `do` is like q; `dlse` is like
+    `lse`, float32. Gradients flow to q, k, v and every tangent given, through all four results, without a q_tokens x
+    k_tokens matrix on a GPU. Gradients of gradients are not offered. ValueError names the argument that does not fit.
     """
     spec = check_attention(q, k, v, causal, scale, ragged)
     for argument, tangent, primal in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
@@ -149,7 +149,7 @@ def attention_jvp_op(
 
 
 @attention_jvp_op.register_fake
-def _(q, k, v, dq, dk, dv, q_offsets, k_offsets, max_q_tokens, max_k_tokens, causal, scale):  # type: ignore[no-untyped-def]
+def _(q, k, v, dq, dk, dv, q_offsets, *rest):  # type: ignore[no-untyped-def]
     o, rows = q.new_empty(q.shape), rows_like(q, q_offsets)
     return o, torch.empty_like(o), rows, torch.empty_like(rows)
 

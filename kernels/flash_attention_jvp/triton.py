@@ -32,13 +32,15 @@ from kernels.tiles import Tile, lookup, padded_head_dim
 @triton.jit
 def attend_keys(
     A, T, z, r, l, m, q, dq, K, V, dK, dV, start, end,
-    stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
+    stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale,
+    scale_log2,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr, TMA: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr,
 ):  # fmt: skip
     """One stretch of keys folded into the state. All of it scales by the same a, tangent and primal.
 
-    z and r sum the very numbers that the matrix unit multiplies, rounding and all, so that O = A/z and T/z - (r/z)O lose the
+    z and r sum the very numbers that the matrix unit multiplies, rounding and all,
+    so that O = A/z and T/z - (r/z)O lose the
     error that both terms share; l sums the weights before they are rounded, for LSE.
     """
     for n in tl.range(start, end, BLOCK_N):
@@ -218,7 +220,8 @@ def forward(
             heads, heads // k.shape[1], q_tokens, k_tokens, head_dim, spec.scale, spec.scale / math.log(2),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded, SLICE=output_slice,
             EVEN_D=padded == head_dim, CAUSAL=spec.causal, RAGGED=ragged is not None,
-            ACC=accumulator(q), HAS_DQ=dq is not None, HAS_DK=dk is not None, HAS_DV=dv is not None, TMA=copy_engine_reads(architecture, q, k, v, dq, dk, dv),
+            ACC=accumulator(q), HAS_DQ=dq is not None, HAS_DK=dk is not None, HAS_DV=dv is not None,
+            TMA=copy_engine_reads(architecture, q, k, v, dq, dk, dv),
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
     return o, do, lse, dlse

@@ -1,7 +1,7 @@
-"""Gradients through attention and its tangent, in Triton, without a [q_tokens, k_tokens] matrix. Names as the README's.
+"""Gradients through attention and its tangent, in Triton, without a score matrix. Names as the README's.
 
-Three kernels: per-row numbers; the key side (a program owns a tile of keys and walks the queries that see it); the query
-side (a program owns a tile of queries and walks the keys). No atomics: the result does not depend on timing.
+Three kernels: per-row numbers; the key side (a program owns a tile of keys and walks the queries that see it); the
+query side (a program owns a tile of queries and walks the keys). No atomics: the result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ def row_kernel(
 @triton.jit
 def walk_queries(
     gk, gv, gdk, gdv, k, v, dk, dv, Q_at, dQ_at, A_at, B_at, LSE, R, DELTA, OMEGA, start,
-    stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens, head_dim, scale, scale_log2,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, EVEN_D: tl.constexpr,
+    stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens, head_dim,
+    scale, scale_log2,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr,
+    EVEN_D: tl.constexpr,
     TMA: tl.constexpr, TANGENT: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr, GRAD_K: tl.constexpr, GRAD_V: tl.constexpr,
     GRAD_DK: tl.constexpr, GRAD_DV: tl.constexpr,
@@ -234,8 +236,10 @@ def key_kernel(
         gk, gv, gdk, gdv = walk_queries(
             gk, gv, gdk, gdv, k, v, dk, dv, Q + query, dQ + tangent if HAS_DQ else None, A + out,
             B + out_tangent if TANGENT else None, LSE + row, R + row, DELTA + row, OMEGA + row, start,
-            stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens, head_dim, scale,
-            scale_log2, BLOCK_M, BLOCK_D, SLICE, SLICE != BLOCK_D, CAUSAL, EVEN_D, TMA, TANGENT, HAS_DQ, HAS_DK, HAS_DV, GRAD_K, GRAD_V,
+            stride_q, stride_a, stride_l, seen_from, rows, keys, columns, slice_start, slice_columns, q_tokens,
+            head_dim, scale,
+            scale_log2, BLOCK_M, BLOCK_D, SLICE, SLICE != BLOCK_D, CAUSAL, EVEN_D, TMA, TANGENT, HAS_DQ, HAS_DK,
+            HAS_DV, GRAD_K, GRAD_V,
             GRAD_DK, GRAD_DV,
         )  # fmt: skip
     at = sequence * stride_gb + kv_head * stride_gh + k_start * stride_g
@@ -252,8 +256,10 @@ def key_kernel(
 @triton.jit
 def walk_keys(
     gq, gdq, q, dq, a, b, lse, r, delta, omega, K, V, dK, dV, K_at, dK_at, start, end,
-    stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
-    BLOCK_N: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_D: tl.constexpr,
+    stride_k, stride_v, visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale,
+    scale_log2,
+    BLOCK_N: tl.constexpr, SLICE: tl.constexpr, SLICED: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    EVEN_D: tl.constexpr,
     TMA: tl.constexpr,
     HAS_DQ: tl.constexpr, HAS_DK: tl.constexpr, HAS_DV: tl.constexpr, GRAD_Q: tl.constexpr, GRAD_DQ: tl.constexpr,
 ):  # fmt: skip
@@ -384,12 +390,14 @@ def query_kernel(
     visible_until = first + k_tokens - q_tokens
     whole, last = key_range(first, q_tokens, k_tokens, BLOCK_M, BLOCK_N, CAUSAL)
     gq, gdq = walk_keys(
-        gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, 0, whole, stride_k, stride_v,
+        gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, 0, whole, stride_k,
+        stride_v,
         visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
         BLOCK_N, SLICE, SLICE != BLOCK_D, CAUSAL, False, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
     )  # fmt: skip
     gq, gdq = walk_keys(
-        gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, whole, last, stride_k, stride_v,
+        gq, gdq, q, dq, a, b, lse, r, delta, omega, k_tiles, v_tiles, dk_tiles, dv_tiles, K, dK, whole, last,
+        stride_k, stride_v,
         visible_until, rows, keys, columns, slice_start, slice_columns, k_tokens, head_dim, scale, scale_log2,
         BLOCK_N, SLICE, SLICE != BLOCK_D, CAUSAL, True, EVEN_D, TMA, HAS_DQ, HAS_DK, HAS_DV, GRAD_Q, GRAD_DQ,
     )  # fmt: skip
@@ -475,8 +483,10 @@ def backward(
             for wanted in _passes(QUERY_PASSES, query_tile, dq=dq):
                 query_kernel[(triton.cdiv(q_tokens, query_tile.block_m) * heads * sequences * query_slices,)](
                     *operands, gq, gdq, *shared, *token_strides(gq), heads, heads // kv_heads, *sizes,
-                    BLOCK_M=query_tile.block_m, BLOCK_N=query_tile.block_n, GRAD_Q="q" in wanted, GRAD_DQ="dq" in wanted,
-                    SLICE=padded // query_slices, num_warps=query_tile.num_warps, num_stages=query_tile.num_stages, **flags,
+                    BLOCK_M=query_tile.block_m, BLOCK_N=query_tile.block_n, GRAD_Q="q" in wanted,
+                    GRAD_DQ="dq" in wanted,
+                    SLICE=padded // query_slices, num_warps=query_tile.num_warps, num_stages=query_tile.num_stages,
+                    **flags,
                 )  # fmt: skip
         if k.numel():
             for wanted in _passes(KEY_PASSES, key_tile, dk=dk, dv=dv):

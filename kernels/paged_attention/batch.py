@@ -17,7 +17,8 @@ BLOCK_SIZE_MIN = 16
 class PagedBatch:
     """Sequences whose keys lie in blocks of a shared cache, and how many query tokens each has at its end.
 
-    Build it with `build`, from host data; the tensors are then on the device. It stays valid for the cache it was built for.
+    Build it with `build`, from host data; the tensors are then on the device. It stays valid for the cache it was
+    built for.
     """
 
     block_tables: torch.Tensor  # [sequences, most blocks of any sequence], int32: cache blocks in order
@@ -42,8 +43,8 @@ class PagedBatch:
     ) -> PagedBatch:
         """From each sequence's block numbers, tokens in the cache, and query tokens (one each, for decode, by default).
 
-        Entries past a sequence's last block are not read. ValueError for a block out of range, a table too short, a negative
-        length, more queries than keys, or a block size that is not a power of two of at least 16.
+        Entries past a sequence's last block are not read. ValueError for a block out of range, a table too short, a
+        negative length, more queries than keys, or a block size that is not a power of two of at least 16.
         """
         q_lengths = [1] * len(k_lengths) if q_lengths is None else q_lengths
         count = len(k_lengths)

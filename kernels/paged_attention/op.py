@@ -24,18 +24,19 @@ def paged_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each sequence's newest tokens over its keys in a paged cache: decode, chunked prefill, or both mixed.
+    """Attention of each sequence's newest tokens over its keys in a paged cache: decode, chunked prefill, or both.
 
-    q [tokens, heads, head_dim], the sequences of `batch` packed; k_cache and v_cache [cache_blocks, block_size, kv_heads,
-    head_dim], heads a multiple of kv_heads. The queries are a sequence's last tokens (their keys are in the cache already)
-    and the mask is causal: the last sees every key. head_dim: a multiple of 8 in 16..256; last strides 1.
+    q [tokens, heads, head_dim], the sequences of `batch` packed; k_cache and v_cache [cache_blocks, block_size,
+    kv_heads, head_dim], heads a multiple of kv_heads. The queries are a sequence's last tokens (their keys are in the
+    cache already) and the mask is causal: the last sees every key. head_dim: a multiple of 8 in 16..256; last strides
+    1.
 
     q is float16, bfloat16 or float32 (float64 too on a CPU). The caches have q's dtype, or int8 or float8_e4m3fn with
-    `k_scales` and `v_scales` [cache_blocks, block_size, kv_heads] float32: a value is its entry times its token's scale. One
-    scale for a head, or for all, is an `expand` of it. Long contexts are split over programs and merged.
+    `k_scales` and `v_scales` [cache_blocks, block_size, kv_heads] float32: a value is its entry times its token's
+    scale. One scale for a head, or for all, is an `expand` of it. Long contexts are split over programs and merged.
 
-    o is like q and contiguous; with `return_lse`, (o, lse [heads, tokens] float32). ValueError names the argument that does
-    not fit, before any launch. No gradients.
+    o is like q and contiguous; with `return_lse`, (o, lse [heads, tokens] float32). ValueError names the argument
+    that does not fit, before any launch. No gradients.
     """
     scale = _check(q, k_cache, v_cache, batch, k_scales, v_scales, scale)
     flat = (batch.block_tables, batch.k_lengths, batch.q_offsets, batch.max_q_tokens, batch.max_k_tokens, scale)
@@ -137,6 +138,6 @@ def paged_attention_op(
 
 
 @paged_attention_op.register_fake
-def _(q, k_cache, v_cache, k_scales, v_scales, block_tables, k_lengths, q_offsets, max_q, max_k, scale):  # type: ignore[no-untyped-def]
+def _(q, k_cache, v_cache, *rest):  # type: ignore[no-untyped-def]
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=lse_dtype)

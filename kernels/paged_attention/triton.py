@@ -25,7 +25,7 @@ MERGE_ROWS = 16
 def load_keys(
     cache, blocks, slots, kv_head, columns, exists, stride_b, stride_t, stride_h, head_dim, like, EVEN_D: tl.constexpr
 ):
-    """Rows of the cache by (block, slot), in the queries' type, which holds int8 and float8 exactly; zero where no key is."""
+    """Rows of the cache by (block, slot), in the queries' type, which holds int8 and float8 exactly; else zero."""
     at = cache + (blocks * stride_b + slots * stride_t + kv_head * stride_h)[:, None] + columns[None, :]
     mask = exists[:, None] if EVEN_D else exists[:, None] & (columns < head_dim)[None, :]
     values = tl.load(at, mask=mask, other=0.0)  # [BLOCK_N, D]

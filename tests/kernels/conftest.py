@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-# Triton's own library functions (tl.sum, tl.max) and ours are bound to the interpreter when they are imported, so that must
-# happen here, at collection, before any test imports triton for itself. The variable does not outlive the import.
+# Triton's own library functions (tl.sum, tl.max) and ours are bound to the interpreter when they are imported, so
+# that must happen here, at collection, before any test imports triton for itself. The variable does not outlive the
+# import.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
     if importlib.util.find_spec("triton"):

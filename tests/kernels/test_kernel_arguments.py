@@ -78,7 +78,7 @@ def test_ragged_lengths() -> None:
 def test_offsets_are_accepted_exactly_when_no_length_is_negative(lengths: list[int]) -> None:
     offsets = torch.tensor([0, *accumulate(lengths)])
     if not lengths or min(lengths) < 0:
-        with pytest.raises(ValueError, match="offsets|lengths"):
+        with pytest.raises(ValueError, match=r"offsets|lengths"):
             Ragged.from_offsets(offsets)
     else:
         ragged = Ragged.from_offsets(offsets)
