@@ -1,4 +1,4 @@
-"""What the compiler makes of every configuration, without a GPU: `python -m benchmarks.kernels_static [--json]`.
+"""What the compiler makes of every configuration, without a GPU: `python -m benchmarks.kernels_static [--json|--publish]`.
 
 Registers, shared memory, occupancy and instruction mix per kernel, from the machine code of the launches that the ops
 make.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import torch
+import triton
 
 from kernels import aot, aot_cases
 from kernels.tiles import lookup
 
+RESULTS = Path(__file__).parent / "results"
 HEAD_DIMS = (16, 32, 64, 128, 256)
 TENSOR_CORE, PLAIN = ("HGMMA", "HMMA"), ("FFMA", "FMUL", "FADD", "MUFU", "LDS", "STS", "LDGSTS", "LDG", "UTMALDG")
 
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=(16, 32), action="append")
     parser.add_argument("--variants", choices=("all", "last"), default="all", help="last: the most demanding call only")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    parser.add_argument("--publish", action="store_true", help="write benchmarks/results/kernels-static.{json,md}")
     options = parser.parse_args()
     rows = []
     for architecture in options.architecture or (90, 80):
@@ -95,6 +99,10 @@ def main() -> None:
                     rows += rows_of(op, head_dim, bits, architecture, options.variants)
                     print(f"{op} d{head_dim} {bits}bit sm_{architecture}", file=sys.stderr, flush=True)
     print(json.dumps(rows, indent=1) if options.json else markdown(rows))
+    if options.publish:
+        compiler = f"triton {triton.__version__}"
+        (RESULTS / "kernels-static.json").write_text(json.dumps({"compiler": compiler, "rows": rows}, indent=1) + "\n")
+        (RESULTS / "kernels-static.md").write_text(f"Compiled by {compiler}; nothing was run.\n\n{markdown(rows)}\n")
 
 
 if __name__ == "__main__":
