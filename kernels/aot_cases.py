@@ -1,0 +1,146 @@
+"""The launches that prove a tile: each op as it is really called, on meta tensors, for `kernels.aot` to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kernels.aot import Launch, record
+from kernels.flash_attention import triton as flash
+from kernels.flash_attention_jvp import triton as jvp
+from kernels.flash_attention_jvp import triton_backward as jvp_backward
+from kernels.paged_attention import PagedBatch
+from kernels.paged_attention import triton as paged
+from kernels.ragged import Ragged, Spec
+from kernels.tiles import Tile
+
+OPS = (
+    "flash_attention",
+    "flash_attention_jvp",
+    "flash_attention_jvp_backward_q",
+    "flash_attention_jvp_backward_kv",
+    "paged_attention_decode",
+    "paged_attention_prefill",
+)
+# Decode's query tile has 16 rows, too few for wgmma (64); products in IEEE float32 run on no tensor core at all.
+WITHOUT_WGMMA = ("paged_attention_decode",)
+BATCH, HEADS, KV_HEADS, TOKENS = 2, 8, 2, 4096
+BLOCK_SIZE, CACHE_BLOCKS = 16, 1024
+OTHER_SIDE = Tile(64, 64, 4, 1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an op is called: the mask and layout, or the cache's type, decide what is compiled."""
+
+    causal: bool = False
+    ragged: bool = False
+    cache: torch.dtype | None = None  # of a quantised paged cache
+
+
+DENSE, RAGGED = Variant(), Variant(causal=True, ragged=True)
+
+
+def variants(op: str, architecture: int) -> tuple[Variant, ...]:
+    """The plainest and the most demanding calls of an op."""
+    if not op.startswith("paged"):
+        return DENSE, RAGGED
+    quantised = [torch.int8] if architecture < 90 else [torch.int8, torch.float8_e4m3fn]
+    return DENSE, *(Variant(cache=dtype) for dtype in quantised)
+
+
+def may_spill(op: str, head_dim: int, bits: int, architecture: int) -> bool:
+    """The known exceptions to "nothing spills", each slower but right.
+
+    Float32 tangents and gradients, which are for checking and not for speed: without tensor cores every operand of a
+    product sits in registers. And gradients of heads of 256 before Hopper, whose matrix unit also reads from registers.
+    """
+    tangent = op.startswith("flash_attention_jvp")
+    return (bits == 32 and tangent) or (architecture < 90 and head_dim == 256 and "backward" in op)
+
+
+def must_use_wgmma(op: str, launch: Launch, dtype: torch.dtype, architecture: int) -> bool:
+    own = launch.kernel.fn.__name__ != "merge_kernel"
+    return own and architecture >= 90 and dtype.itemsize == 2 and op not in WITHOUT_WGMMA
+
+
+def launches(
+    op: str, head_dim: int, dtype: torch.dtype, variant: Variant, tile: Tile, architecture: int
+) -> list[Launch]:
+    """What one call of the op would launch with this tile; of a backward pass, only its own side's kernels."""
+    recorded = record(runner(op, head_dim, dtype, tile, architecture, torch.device("meta"), variant))
+    if "backward" not in op:
+        return recorded
+    own = "query_kernel" if op.endswith("_q") else "key_kernel"
+    return [launch for launch in recorded if launch.kernel.fn.__name__ == own]
+
+
+def runner(
+    op: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    tile: Tile,
+    architecture: int,
+    device: torch.device,
+    variant: Variant = DENSE,
+) -> Callable[[], object]:
+    """One call of the op with this tile: recorded on the meta device, measured on a GPU."""
+    if op.startswith("paged"):
+        return _paged(op, head_dim, dtype, variant, tile, architecture, device)
+    q, k, rows, spec = _operands(head_dim, dtype, variant, device)
+    if op == "flash_attention":
+        return lambda: flash.forward(q, k, k, spec, tile, architecture)
+    if op == "flash_attention_jvp":
+        return lambda: jvp.forward(q, k, k, q, k, k, spec, tile, architecture)
+    # Both sides run; the other side gets a tile that is valid and the same whatever the candidate.
+    tiles = (tile, OTHER_SIDE) if op.endswith("_q") else (OTHER_SIDE, tile)
+    return lambda: jvp_backward.backward(
+        q, k, k, q, k, k, q, q, rows, rows, q, q, rows, rows, spec, *tiles, architecture
+    )
+
+
+def _operands(
+    head_dim: int, dtype: torch.dtype, variant: Variant, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Spec]:
+    """q, k (v has its shape), an lse, and the spec."""
+    if variant.ragged:
+        tokens = BATCH * TOKENS
+        shapes = (tokens, HEADS, head_dim), (tokens, KV_HEADS, head_dim), (HEADS, tokens)
+        ragged = Ragged.from_lengths([TOKENS] * BATCH, device=device)
+    else:
+        shapes = (BATCH, HEADS, TOKENS, head_dim), (BATCH, KV_HEADS, TOKENS, head_dim), (BATCH, HEADS, TOKENS)
+        ragged = None
+    q, k = (_random(shape, device).to(dtype) for shape in shapes[:2])
+    return q, k, _random(shapes[2], device), Spec(variant.causal, head_dim**-0.5, ragged)
+
+
+def _paged(
+    op: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    variant: Variant,
+    tile: Tile,
+    architecture: int,
+    device: torch.device,
+) -> Callable[[], object]:
+    q_tokens, splits = (1, 4) if op == "paged_attention_decode" else (256, 1)
+    table = list(range(TOKENS // BLOCK_SIZE))
+    batch = PagedBatch.build(
+        [table] * BATCH,
+        [TOKENS] * BATCH,
+        [q_tokens] * BATCH,
+        block_size=BLOCK_SIZE,
+        cache_blocks=CACHE_BLOCKS,
+        device=device,
+    )
+    q = _random((BATCH * q_tokens, HEADS, head_dim), device).to(dtype)
+    cache = _random((CACHE_BLOCKS, BLOCK_SIZE, KV_HEADS, head_dim), device).to(variant.cache or dtype)
+    scales = _random(cache.shape[:3], device) if variant.cache else None
+    return lambda: paged.forward(q, cache, cache, scales, scales, batch, head_dim**-0.5, tile, splits, architecture)
+
+
+def _random(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Random numbers: zeros draw less power on a GPU, and flatter it."""
+    return torch.empty(shape, device=device) if device.type == "meta" else torch.randn(shape, device=device)
