@@ -1,4 +1,4 @@
-"""What the compiler makes of every configuration, without a GPU: `python -m benchmarks.kernels_static [--json|--publish]`.
+"""What the compiler makes of every configuration, without a GPU: `python -m benchmarks.kernels_static [--publish]`.
 
 Registers, shared memory, occupancy and instruction mix per kernel, from the machine code of the launches that the ops
 make.

@@ -25,7 +25,10 @@ def dot(a, b, acc=None):
     if UPCAST and a.dtype == tl.bfloat16:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    if a.dtype == tl.float64:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float64)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float32)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ HALF_DTYPES = [torch.float16, torch.bfloat16]
 # Slices of the output and passes over the gradients are on, so that small sizes reach that code too.
 FORWARD_TILE = Tile(16, 16, 4, 2, 1, 32)
 QUERY_TILE, KEY_TILE = Tile(16, 32, 4, 1, 2, 32), Tile(32, 16, 4, 1, 3, 16)
+WIDE_QUERY_TILE, WIDE_KEY_TILE = Tile(32, 64, 4, 1, 2, 128), Tile(32, 64, 4, 1, 3, 128)
 ALL, ONLY_Q = (True, True, True), (True, False, False)
 Tensors = list[torch.Tensor | None]
 
@@ -83,7 +84,8 @@ def check_backward(x: Tensors, spec: Spec, tolerance: float, architecture: int =
     expected = torch.autograd.grad(results, wide, weights)
     o, do, lse, dlse = triton.forward(*x, spec, FORWARD_TILE, architecture)
     given = [w.to(like.dtype) for w, like in zip(weights, (o, do, lse, dlse), strict=True)]
-    found = triton_backward.backward(*x, o, do, lse, dlse, *given, spec, QUERY_TILE, KEY_TILE, architecture)
+    tiles = (QUERY_TILE, KEY_TILE) if x[0].shape[-1] < 128 else (WIDE_QUERY_TILE, WIDE_KEY_TILE)
+    found = triton_backward.backward(*x, o, do, lse, dlse, *given, spec, *tiles, architecture)
     for gradient, want, operand in zip(found, expected, x, strict=True):
         if operand is None:
             assert gradient is None
