@@ -197,8 +197,12 @@ async def test_a_floor_is_kept_or_refused(slow_channel):
     assert refused.reason_name == "BUDGET_TOO_SMALL"
     least_s = float(refused.metadata["least_budget_ms"]) / 1000
     answer = await render(slow_channel, request, 1.5 * least_s)
-    allowed = {"85%@1": common_pb2.RUNG_REASON_FLOOR, "100%@1": common_pb2.RUNG_REASON_BEST_FIT}
-    assert answer.served.reason == allowed[answer.served.rung.label]
+    lowest, top = (
+        {common_pb2.RUNG_REASON_FLOOR, common_pb2.RUNG_REASON_REPLANNED_LATE},
+        {common_pb2.RUNG_REASON_BEST_FIT},
+    )
+    allowed = {"85%@1": lowest, "100%@1": top}  # the top may be planned and, where the host slows, lowered to the floor
+    assert answer.served.reason in allowed[answer.served.rung.label]
 
 
 NAN = float("nan")
