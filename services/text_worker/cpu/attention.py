@@ -21,7 +21,7 @@ TILE_ROWS = 8
 
 
 @compiled()
-def _add_scores(qkv, row, at, head_dim, scale, keys, block, kv, scores, line, place):  # type: ignore[no-untyped-def]
+def _add_scores(qkv, row, at, head_dim, scale, keys, block, kv, scores, line, place):
     """scores[line, place:place + tokens] = scale * query . keys of one block."""
     for j in range(BLOCK_TOKENS):
         scores[line, place + j] = np.float32(0.0)
@@ -50,7 +50,7 @@ def _add_scores(qkv, row, at, head_dim, scale, keys, block, kv, scores, line, pl
 
 
 @compiled()
-def _add_values(scores, line, place, tokens, values, block, kv, head_dim, out, row, at):  # type: ignore[no-untyped-def]
+def _add_values(scores, line, place, tokens, values, block, kv, head_dim, out, row, at):
     """out[row, at:at + head_dim] += the first `tokens` values of one block, weighed by scores[line, place:]."""
     t = 0
     while t + 8 <= tokens:
@@ -77,7 +77,7 @@ def _add_values(scores, line, place, tokens, values, block, kv, head_dim, out, r
 
 
 @compiled()
-def _weigh(scores, line, begin, end, first, last, softcap, lanes):  # type: ignore[no-untyped-def]
+def _weigh(scores, line, begin, end, first, last, softcap, lanes):
     """Turns scores[line, begin:end] into softmax's numerators, 0 outside first..last; returns their sum.
 
     `begin` and `end` are block borders.
@@ -106,9 +106,7 @@ def _weigh(scores, line, begin, end, first, last, softcap, lanes):  # type: igno
 
 
 @compiled()
-def _attend_tile(  # type: ignore[no-untyped-def]
-    qkv, out, keys, values, tables, sequence, row, rows, start, kv, group, scale, window, softcap
-):
+def _attend_tile(qkv, out, keys, values, tables, sequence, row, rows, start, kv, group, scale, window, softcap):
     """One key head of up to `TILE_ROWS` rows of a sequence, the first at position `start`."""
     head_dim = keys.shape[2]
     ends = start + rows
@@ -122,9 +120,7 @@ def _attend_tile(  # type: ignore[no-untyped-def]
         for line in range(rows * group):
             at = (kv * group + line % group) * head_dim
             block = tables[sequence, b]
-            _add_scores(
-                qkv, row + line // group, at, head_dim, scale, keys, block, kv, scores, line, b * BLOCK_TOKENS
-            )
+            _add_scores(qkv, row + line // group, at, head_dim, scale, keys, block, kv, scores, line, b * BLOCK_TOKENS)
     for line in range(rows * group):
         last = start + line // group
         first = max(begin, last - window + 1) if window > 0 else 0
@@ -148,7 +144,7 @@ def _attend_tile(  # type: ignore[no-untyped-def]
 
 
 @compiled(parallel=True)
-def attend(qkv, out, keys, values, tables, tiles, heads, scale, window, softcap):  # type: ignore[no-untyped-def]
+def attend(qkv, out, keys, values, tables, tiles, heads, scale, window, softcap):
     """Causal grouped-query attention of packed rows over their sequences' blocks; writes all of `out`.
 
     qkv: fp32 [rows, (heads + 2 * kv_heads) * head_dim], queries rotated. out: fp32 [rows, heads * head_dim].
@@ -167,7 +163,7 @@ def attend(qkv, out, keys, values, tables, tiles, heads, scale, window, softcap)
 
 
 @compiled()
-def _normed_head(qkv, row, at, head_dim, weight, eps):  # type: ignore[no-untyped-def]
+def _normed_head(qkv, row, at, head_dim, weight, eps):
     """RMSNorm of one head in place."""
     squares = np.float32(0.0)
     for d in range(head_dim):
@@ -178,9 +174,7 @@ def _normed_head(qkv, row, at, head_dim, weight, eps):  # type: ignore[no-untype
 
 
 @compiled(parallel=True)
-def turn_and_store(  # type: ignore[no-untyped-def]
-    qkv, heads, positions, sequences, cos, sin, query_norm, key_norm, eps, tables, keys, values
-):
+def turn_and_store(qkv, heads, positions, sequences, cos, sin, query_norm, key_norm, eps, tables, keys, values):
     """Rotates queries and keys of `qkv` in place, normed first where norms have elements, and caches keys and values.
 
     positions, sequences: int32 [rows]. cos, sin: fp32 [context, head_dim / 2]; element i turns with i + head_dim / 2.

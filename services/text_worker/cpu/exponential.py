@@ -1,4 +1,4 @@
-"""exp for compiled loops. The C library's is one number at a time; this is plain arithmetic, so loops of it vectorise."""
+"""exp for compiled loops: plain arithmetic, so that loops vectorise; the C library's takes one number at a time."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ _C4, _C5, _C6 = np.float32(0.009618129107628477), np.float32(0.00133335581464284
 _ONE, _LEAST, _MOST = np.float32(1.0), np.float32(-126.0), np.float32(127.0)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float(context: Any, bits: Any) -> Any:
     """The fp32 number with these 32 bits."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), build
 
 
 @register_jitable
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """e**x in fp32 to 2 units in the last place; for kernels. Below -87 it is about 1e-38, above 88 about 1e38.
 
     2^n times a Taylor polynomial of 2^f in f, for n + f = x log2(e) and |f| <= 1/2.

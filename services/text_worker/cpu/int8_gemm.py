@@ -72,11 +72,11 @@ def has_vnni() -> bool:
 def _vnni_tile(rows: int) -> Any:
     """An intrinsic: sums[:rows * COLUMNS] = x[row:row + rows] . one group of columns, sums as 32-bit numbers."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(context, x, row, weight, group, sums):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def tile(context, x, row, weight, group, sums):
         signature = types.void(x, row, weight, group, sums)
 
-        def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def build(context, builder, signature, arguments):
             _build_tile(context, builder, signature, arguments, rows)
             return context.get_dummy_value()
 
@@ -85,11 +85,9 @@ def _vnni_tile(rows: int) -> Any:
     return tile
 
 
-def _build_tile(context, builder, signature, arguments, rows):  # type: ignore[no-untyped-def]
+def _build_tile(context, builder, signature, arguments, rows):
     """IR of the loop over quads of inner: load four vectors of weights, spread each row's four bytes, multiply-add."""
-    x, weight, sums = (
-        context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4)
-    )
+    x, weight, sums = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4))
     word, long = ir.IntType(32), ir.IntType(64)
     vector = ir.VectorType(word, 16)
     row = builder.sext(arguments[1], long) if arguments[1].type != long else arguments[1]
@@ -123,7 +121,7 @@ def _build_tile(context, builder, signature, arguments, rows):  # type: ignore[n
 
 
 @compiled()
-def _plain_tile(x, row, rows, weight, group, sums):  # type: ignore[no-untyped-def]
+def _plain_tile(x, row, rows, weight, group, sums):
     """The same for any CPU: whole numbers, so the same sums."""
     for place in range(rows * COLUMNS):
         sums[place] = np.int32(0)
@@ -138,7 +136,7 @@ def _plain_tile(x, row, rows, weight, group, sums):  # type: ignore[no-untyped-d
 
 
 @compiled()
-def _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out):  # type: ignore[no-untyped-def]
+def _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out):
     """Whole sums to numbers: offset off, both scales and the bias on."""
     first = group * COLUMNS
     columns = min(COLUMNS, out.shape[1] - first)
@@ -153,7 +151,7 @@ def _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out):  # 
 
 
 @compiled(parallel=True)
-def plain_product(x, row_scales, weight, scales, offsets, bias, out):  # type: ignore[no-untyped-def]
+def plain_product(x, row_scales, weight, scales, offsets, bias, out):
     """See `vnni_product`; for any CPU."""
     for group in prange(len(weight)):
         sums = np.empty(TILE_ROWS * COLUMNS, np.int32)
@@ -167,7 +165,7 @@ _tile_1, _tile_2, _tile_6 = _vnni_tile(1), _vnni_tile(2), _vnni_tile(6)
 
 
 @compiled(parallel=True)
-def vnni_product(x, row_scales, weight, scales, offsets, bias, out):  # type: ignore[no-untyped-def]
+def vnni_product(x, row_scales, weight, scales, offsets, bias, out):
     """Writes out [rows, columns] fp32 as the module's formula says. Needs `has_vnni`.
 
     x: uint8 [rows, inner up to a multiple of 4], contiguous; row_scales: fp32 [rows]; weight, scales and offsets as in
