@@ -1,13 +1,17 @@
 """`headway.v1.TextGeneration`: checks a request, hands it to the engine, streams what comes."""
 
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from headway.errors import HeadwayError
+from headway.prefix import tenant_salt
+from headway.server import tenant_of_call
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
 from headway.worker import LoadedAsset, WorkerRuntime
+from services.text_worker.kv.chain import Chain
 from services.text_worker.loading import LoadedModel
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sequence import Delta, Ending, Sequence
@@ -18,6 +22,7 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
 
     def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel) -> None:
         self._runtime, self._loaded = runtime, loaded
+        self._secret = secrets.token_bytes(32)  # of this process alone, as its cache is
 
     async def Generate(
         self, request: text_pb2.GenerateRequest, context: Any
@@ -27,6 +32,7 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         asset = self._runtime.identity.find("model", request.model)
         ask = await read_ask(request, self._loaded)
         sequence = ask.sequence(self._runtime.ticket(budget, request.service_level, asset.ladder), self._loaded)
+        sequence.kv.chain = Chain(tenant_salt(self._secret, tenant_of_call.get()), self._loaded.cache_fingerprint)
         times = _TokenTimes(self._runtime, sequence.ticket)
         async with aclosing(_gathered(self._runtime, sequence)) as parts:
             async for part in parts:
@@ -75,6 +81,7 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
             completion_tokens=sequence.new_tokens - sequence.resumed_tokens,
         )
         served = self._runtime.served(sequence.ticket, asset, rung=ending.rung, quality=ending.quality)
+        served.cached_tokens = sequence.cached_tokens
         return text_pb2.GenerateSummary(
             finish_reason=ending.reason, usage=usage, served=served, seed=sequence.sampling.seed
         )

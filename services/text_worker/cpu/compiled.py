@@ -1,7 +1,6 @@
 """How the kernels of this package are compiled, and on which threads they run."""
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
@@ -43,12 +42,6 @@ def share_torch_threads() -> None:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
-def use_threads(threads: int) -> None:
-    """How many threads the calling thread's kernels and torch use from now on."""
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, int(vars(config)["NUMBA_NUM_THREADS"])))
-
-
-def host_threads() -> int:
-    """The threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def follow_torch_threads() -> None:
+    """The calling thread's kernels use as many threads as torch does; numba's own setting is every thread's alone."""
+    numba.set_num_threads(min(torch.get_num_threads(), int(vars(config)["NUMBA_NUM_THREADS"])))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.cpu import attention, rows
+from services.text_worker.cpu.compiled import follow_torch_threads
 from services.text_worker.cpu.linear import Packed, Rows, WeightKind, packer
 from services.text_worker.kv.pages import Pages
 from services.text_worker.model.architecture import Activation, Architecture, Experts, Rope
@@ -79,6 +80,7 @@ class CpuModel:
                 raise ValueError(f"span {span.start}..{span.end} is empty or over the context of {self.context}")
             if len(span.blocks) * BLOCK_TOKENS < span.end:
                 raise ValueError(f"span {span.start}..{span.end} has only {len(span.blocks)} blocks")
+        follow_torch_threads()
         layout = _lay_out(spans)
         ops = _CpuPass(self.architecture, self._tables, layout, pages, int8=self.kind == "int8")
         tokens = torch.from_numpy(layout.tokens)

@@ -57,7 +57,7 @@ def blocks_for(architecture: Architecture, memory_mb: int, context_tokens: int) 
     Raises CheckpointError naming the least budget.
     """
     blocks = memory_mb * 2**20 // block_bytes(architecture)
-    least = -(-context_tokens // BLOCK_TOKENS) + 1  # and one to copy into when the last of them is shared
+    least = -(-context_tokens // BLOCK_TOKENS) + 2  # one to copy into when the last is shared, one to measure on
     if blocks < least:
         needed_mb = -(-least * block_bytes(architecture) // 2**20)
         raise CheckpointError(
