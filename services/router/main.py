@@ -31,7 +31,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
     parts = Parts(
         config=config,
         pool=pool,
-        forwarder=Forwarder(pool, service.tracing, service.clock),
+        forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
         lister=Lister(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
         calls=calls,

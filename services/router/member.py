@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -31,6 +32,10 @@ class Sent:
     sent_s: float
     admitted_s: float | None = None
     """When its plan came back."""
+    call: Any = None
+    """The call, once it is made."""
+    gave_up: bool = False
+    """The call was cancelled because the worker does not get on, not by the caller."""
 
     def known_to(self, received_s: float) -> bool:
         """Whether a report that came at `received_s` counts it: after its plan, or a report's interval later."""
@@ -51,15 +56,21 @@ class Member:
         *,
         clock: Clock,
         changed: Callable[[], None],
+        others: Callable[[], bool],
     ) -> None:
-        """`changed` is called when the health changes; `metadata` identifies the router to the worker."""
+        """`changed` is called when the health changes; `metadata` identifies the router to the worker.
+
+        `others` says whether another worker of the kind is healthy: then calls to this one are given up when its
+        reports stop, so that they go on there. Without others they may still be answered by a worker that only stalled.
+        """
         self.address, self.kind, self.channel, self.metadata = address, kind, channel, metadata
         self.health: router_pb2.WorkerHealth = router_pb2.WORKER_HEALTH_LOST
         self.detail = "not reached yet"
         self.description: Description | None = None
         self.report: Report | None = None
-        self._clock, self._changed = clock, changed
+        self._clock, self._changed, self._others = clock, changed, others
         self._sent: list[Sent] = []
+        self._calls: list[Sent] = []
         self._view: View | None = None
 
     def view(self) -> View | None:
@@ -75,10 +86,12 @@ class Member:
         """Counts `load` as the worker's until a report does, or until the call is over."""
         sent = Sent(load, self._clock())
         self._sent.append(sent)
+        self._calls.append(sent)
         self._view = None
         try:
             yield sent
         finally:
+            self._calls.remove(sent)
             if sent in self._sent:
                 self._sent.remove(sent)
                 self._view = None
@@ -147,6 +160,10 @@ class Member:
     def _lose(self, why: str) -> None:
         self._become(router_pb2.WORKER_HEALTH_LOST, why)
         self._view = None
+        if self._others():
+            for sent in self._calls:
+                if sent.call is not None:
+                    sent.gave_up = sent.call.cancel()
 
     def _become(self, health: router_pb2.WorkerHealth, detail: str) -> None:
         before, self.health, self.detail = self.health, health, detail

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from headway.deadline import Budget
 from headway.errors import BadInput
 from headway.v1 import common_pb2, image_pb2, splat_pb2, text_pb2
+from services.router.continuing import Again, Continuation, Images, Text
 from services.router.placement import Ask
 
 _BYTES_PER_TOKEN = 3
@@ -30,6 +31,8 @@ class Method:
     served: Callable[[Any], common_pb2.Served | None]
     reproducible: Callable[[Any], bool]
     """Whether the same request gives the same answer, so that it may be cached."""
+    continuation: Callable[[bytes, Any], Continuation]
+    """Of the request, as bytes and parsed: how its answer goes on when a worker is lost."""
 
     @property
     def path(self) -> str:
@@ -110,19 +113,19 @@ def _has_seed(request: image_pb2.GenerateImagesRequest) -> bool:
 
 GENERATE_TEXT = Method(
     "TextGeneration", "Generate", common_pb2.KIND_TEXT, text_pb2.GenerateRequest, text_pb2.GenerateResponse, True,
-    _text_ask, _plan_part, _summary_served, _never,
+    _text_ask, _plan_part, _summary_served, _never, Text,
 )  # fmt: skip
 TOKENIZE = Method(
     "TextGeneration", "Tokenize", common_pb2.KIND_TEXT, text_pb2.TokenizeRequest, text_pb2.TokenizeResponse, False,
-    _tokenize_ask, _no_part, _no_part, _never,
+    _tokenize_ask, _no_part, _no_part, _never, Again,
 )  # fmt: skip
 GENERATE_IMAGES = Method(
     "ImageGeneration", "Generate", common_pb2.KIND_IMAGE, image_pb2.GenerateImagesRequest,
-    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed,
+    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed, Images,
 )  # fmt: skip
 RENDER = Method(
     "SplatRendering", "Render", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest, splat_pb2.RenderResponse, False,
-    _frame_ask, _plan_part, _own_served, _always,
+    _frame_ask, _plan_part, _own_served, _always, Again,
 )  # fmt: skip
 
 PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER)

@@ -56,6 +56,8 @@ class Pool:
         self._metrics, self._clock, self._resolve = metrics, clock, resolve
         self._members: dict[tuple[common_pb2.Kind, str], Member] = {}
         self._unresolved: dict[WorkerAddress, str] = {}
+        self.changed = asyncio.Event()
+        """Set, and replaced by a new one, when a worker comes, goes or changes its health."""
 
     async def run(self) -> None:
         """Follows every worker until cancelled."""
@@ -90,7 +92,10 @@ class Pool:
             server_name=worker.server_name,
         )
         metadata = upstream.credentials.metadata()
-        member = Member(worker.address, worker.kind, channel, metadata, clock=self._clock, changed=self._count)
+        member = Member(
+            worker.address, worker.kind, channel, metadata,
+            clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
+        )  # fmt: skip
         self._members[key] = member
         self._count()
         try:
@@ -121,7 +126,12 @@ class Pool:
                     following[address] = tasks.create_task(self._follow_address(found_worker))
                 await asyncio.sleep(self._upstream.resolve_interval_s)
 
+    def _healthy(self, kind: common_pb2.Kind) -> bool:
+        return any(view.description.kind == kind for view in self.views())
+
     def _count(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
         for kind in {worker.kind for worker in self._workers}:
             for health, state in _STATES.items():
                 count = sum(1 for (of, _), member in self._members.items() if of == kind and member.health == health)

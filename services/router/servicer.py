@@ -3,12 +3,13 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
 from headway.deadline import Budget, Clock, budget_of
-from headway.errors import Unimplemented
+from headway.errors import HeadwayError, Unimplemented
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
@@ -61,8 +62,10 @@ class Proxy:
         with parts.calls.call():
             parts.metrics.budget.labels(kind_name(method.kind)).observe(budget.total_s)
             request = method.read_request(raw)
-            placements = self._rank(method.ask(request, budget))
-            outgoing = Outgoing(method, raw, budget, context.set_trailing_metadata)
+            ask = method.ask(request, budget)
+            placements = self._rank(ask)
+            answer_so_far, trailers = method.continuation(raw, request), context.set_trailing_metadata
+            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers)
             if parts.cache is not None and method.reproducible(request):
                 answer = self._cached(parts.cache, request, outgoing, placements)
             else:
@@ -83,6 +86,13 @@ class Proxy:
         if not placements:
             raise no_worker(kind_name(ask.kind))
         return placements
+
+    def _rank_again(self, ask: Ask) -> list[Placement]:
+        """As `_rank`, for an answer that is under way: none may be able to go on now."""
+        try:
+            return self._rank(ask)
+        except HeadwayError:
+            return []
 
     async def _cached(
         self, cache: ResultCache, request: Any, outgoing: Outgoing, placements: list[Placement]

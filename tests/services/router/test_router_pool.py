@@ -124,7 +124,9 @@ def test_a_dead_dependency_is_tried_at_most_once_a_rest(steps: list[str]) -> Non
 async def member_with_report() -> tuple[Member, Now, grpc.aio.Channel]:
     now = Now()
     channel = open_channel("127.0.0.1:1")
-    member = Member("127.0.0.1:1", common_pb2.KIND_IMAGE, channel, (), clock=now, changed=lambda: None)
+    member = Member(
+        "127.0.0.1:1", common_pb2.KIND_IMAGE, channel, (), clock=now, changed=lambda: None, others=lambda: False
+    )
     described = worker_pb2.DescribeResponse(worker_id="w", kind=common_pb2.KIND_IMAGE)
     described.assets.add(name="sums", hash="h").ladder.rungs.add(label="1", quality=1.0, nfe=1)
     member.description = read_description(described, common_pb2.KIND_IMAGE)
