@@ -123,17 +123,22 @@ def admit(admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: fl
     Raises `BudgetTooSmall` when an idle worker would need longer, and `Shed` when the job would be late behind what is
     admitted, would make an admitted one late, or is low and would lower a high one.
     """
+    check_budget(job, setting, reserve_ms=reserve_ms)
+    broken = _broken_by(admitted, job, setting)
+    if broken is not None:
+        raise shed(admitted, job, setting, broken)
+    plan = plan_queue([*admitted, job], setting)
+    if job.priority == common_pb2.PRIORITY_LOW and _lowers_high(admitted, plan, setting):
+        raise shed(admitted, job, setting, "a high-priority request would be lowered")
+    return plan
+
+
+def check_budget(job: Job, setting: Setting, *, reserve_ms: float = 0.0) -> None:
+    """Raises `BudgetTooSmall` when an idle worker would need longer at the lowest rung that is allowed."""
     alone_ms = _idle_ms(job, setting)
     budget_ms = (job.due_s - setting.now_s) * 1000
     if alone_ms > budget_ms:
         raise BudgetTooSmall(budget_ms=budget_ms + reserve_ms, least_budget_ms=alone_ms + reserve_ms)
-    broken = _broken_by(admitted, job, setting)
-    if broken is not None:
-        raise _shed(admitted, job, setting, broken)
-    plan = plan_queue([*admitted, job], setting)
-    if job.priority == common_pb2.PRIORITY_LOW and _lowers_high(admitted, plan, setting):
-        raise _shed(admitted, job, setting, "a high-priority request would be lowered")
-    return plan
 
 
 def reason_of(job: Job, level: int, setting: Setting, *, exact: bool, floored: bool) -> common_pb2.RungReason:
@@ -151,10 +156,11 @@ def reason_of(job: Job, level: int, setting: Setting, *, exact: bool, floored: b
 def predict(loads: Sequence[Load], setting: Setting) -> list[Cost]:
     """When each load would finish, from now: `predict_finish` at the host's present speed, behind foreign work."""
     own = predict_finish(loads, setting.curve, setting.max_batch)
-    return [_from_now(cost, load.due_s, setting) for cost, load in zip(own, loads, strict=True)]
+    return [at_present(cost, load.due_s, setting) for cost, load in zip(own, loads, strict=True)]
 
 
-def _from_now(own: Cost, due_s: float, setting: Setting) -> Cost:
+def at_present(own: Cost, due_s: float, setting: Setting) -> Cost:
+    """Calibrated work of this worker's own at the host's present speed, behind foreign work that is due earlier."""
     scaled = own.scaled(setting.scale)
     return scaled + Cost(ahead_ms(due_s, setting.foreign)) if setting.foreign else scaled
 
@@ -167,10 +173,11 @@ def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -
 
 def _finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
     own = _own_finish(order, levels, setting)
-    return [_from_now(cost, job.due_s, setting) for cost, job in zip(own, order, strict=True)]
+    return [at_present(cost, job.due_s, setting) for cost, job in zip(own, order, strict=True)]
 
 
-def _late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> float:
+def late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> float:
+    """How long after the limit an answer comes with this probability at most; negative when before it."""
     return finish.quantile_ms(quantile) + setting.overhead_ms - (limit_s - setting.now_s) * 1000
 
 
@@ -181,12 +188,12 @@ def _misses(job: Job, level: int, finish: Cost, setting: Setting, *, by_target: 
     deadline if it is lowered when it has begun, which does not win back all that a lower rung saves.
     """
     limit_s = job.target_s if by_target else job.due_s
-    if _late_ms(limit_s, finish, setting, setting.rung_quantile) > 0:
+    if late_ms(limit_s, finish, setting, setting.rung_quantile) > 0:
         return True
     shape = setting.curve, setting.max_batch
     saved_ms = solo_ms(job.options[level].load, *shape) - solo_ms(job.options[-1].load, *shape)
     lowered = Cost(finish.mean_ms - _STILL_SAVED * saved_ms * setting.scale.mean_ms, finish.var_ms2)
-    return _late_ms(job.due_s, lowered, setting, setting.admission_quantile) > 0
+    return late_ms(job.due_s, lowered, setting, setting.admission_quantile) > 0
 
 
 def _lower_for(
@@ -211,7 +218,7 @@ def _lower_for(
     def in_time(count: int) -> bool:
         lowered = _apply(levels, open_moves[:count])
         finish = _own_finish(order, lowered, setting)
-        at_speed = {i: _from_now(finish[i], order[i].due_s, setting) for i in late}
+        at_speed = {i: at_present(finish[i], order[i].due_s, setting) for i in late}
         return not any(_misses(order[i], lowered[i], at_speed[i], setting, by_target=in_by_target[i]) for i in late)
 
     low, high = 0, len(open_moves)
@@ -254,7 +261,7 @@ def _lateness_ms(jobs: Sequence[Job], setting: Setting) -> dict[int, float]:
     order = sorted(jobs, key=lambda job: job.due_s)
     finish = _finish(order, [len(job.options) - 1 for job in order], setting)
     pairs = zip(order, finish, strict=True)
-    return {job.key: _late_ms(job.due_s, cost, setting, setting.admission_quantile) for job, cost in pairs}
+    return {job.key: late_ms(job.due_s, cost, setting, setting.admission_quantile) for job, cost in pairs}
 
 
 def _broken_by(admitted: Sequence[Job], job: Job, setting: Setting) -> str | None:
@@ -296,7 +303,7 @@ def _lowers_high(admitted: Sequence[Job], plan: QueuePlan, setting: Setting) -> 
     return any(plan[job.key].level > before[job.key].level for job in high)
 
 
-def _shed(admitted: Sequence[Job], job: Job, setting: Setting, why: str) -> Shed:
+def shed(admitted: Sequence[Job], job: Job, setting: Setting, why: str) -> Shed:
     """A refusal that says when the queue will have drained far enough for the same request to fit."""
     finish = _finish(admitted, [len(other.options) - 1 for other in admitted], setting)
     foreign_ms = sum(work_ms for _, work_ms in setting.foreign)
