@@ -108,6 +108,10 @@ class RouterConfig(ServiceConfig):
         group="Result cache", unit="FILE",
     )  # fmt: skip
 
+    lease_secret: Annotated[FilePath | None, OrOff] = setting(
+        None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
+        "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
+    )  # fmt: skip
     upstream_ca: Annotated[FilePath | None, OrOff] = setting(
         None, "authority (PEM) of the workers' and the cache's certificates; turns TLS to them on",
         group="Security", unit="FILE",

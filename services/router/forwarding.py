@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from headway.channels import onward
+from headway.continuing import Continuation
 from headway.deadline import Budget, Clock
 from headway.errors import (
     DETAILS_KEY,
@@ -24,9 +25,9 @@ from headway.errors import (
     WorkerLost,
     from_rpc_error,
 )
+from headway.server import tenant_of_call
 from headway.telemetry import Span, Tracing
 from headway.v1 import errors_pb2
-from services.router.continuing import Continuation
 from services.router.member import Member
 from services.router.methods import Method
 from services.router.placement import Placement
@@ -143,7 +144,7 @@ class Forwarder:
         span = self._tracing.span(Span.ROUTER_FORWARD, worker=worker_id, attempt=attempt, rung=placement.rung.label)
         with span, member.sending(placement.load) as sent:
             assert attempts.raw is not None
-            options = onward(outgoing.budget, sent.sent_s, member.metadata).kwargs()
+            options = onward(outgoing.budget, sent.sent_s, member.identity.metadata(tenant_of_call.get())).kwargs()
             call = sent.call = _open(member.channel, outgoing.method, attempts.raw, options)
             try:
                 async for message in _received(call, outgoing.method):

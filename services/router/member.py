@@ -11,8 +11,8 @@ import grpc
 
 from headway.cost import Load
 from headway.deadline import Clock
-from headway.telemetry import Metadata
 from headway.v1 import common_pb2, router_pb2, worker_pb2, worker_pb2_grpc
+from services.router.identity import ROUTER, Identity
 from services.router.view import BadReport, Description, Report, View, make_view, read_description, read_report
 
 log = logging.getLogger(__name__)
@@ -52,18 +52,18 @@ class Member:
         address: str,
         kind: common_pb2.Kind,
         channel: grpc.aio.Channel,
-        metadata: Metadata,
+        identity: Identity,
         *,
         clock: Clock,
         changed: Callable[[], None],
         others: Callable[[], bool],
     ) -> None:
-        """`changed` is called when the health changes; `metadata` identifies the router to the worker.
+        """`changed` is called when the health changes; `identity` is shown to the worker.
 
         `others` says whether another worker of the kind is healthy: then calls to this one are given up when its
         reports stop, so that they go on there. Without others they may still be answered by a worker that only stalled.
         """
-        self.address, self.kind, self.channel, self.metadata = address, kind, channel, metadata
+        self.address, self.kind, self.channel, self.identity = address, kind, channel, identity
         self.health: router_pb2.WorkerHealth = router_pb2.WORKER_HEALTH_LOST
         self.detail = "not reached yet"
         self.description: Description | None = None
@@ -95,6 +95,11 @@ class Member:
             if sent in self._sent:
                 self._sent.remove(sent)
                 self._view = None
+
+    def expect(self, load: Load) -> None:
+        """Counts `load`, which a client will send itself, until a report could know of it. Mutates the member."""
+        self._sent.append(Sent(load, self._clock()))
+        self._view = None
 
     def entry(self) -> router_pb2.WorkerEntry:
         """What the router knows of it, for `ListWorkers`."""
@@ -129,13 +134,15 @@ class Member:
 
     async def _describe(self) -> None:
         stub = worker_pb2_grpc.WorkerStub(self.channel)
-        message = await stub.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.metadata)
+        message = await stub.Describe(
+            worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.identity.metadata(ROUTER)
+        )
         self.description = read_description(message, self.kind)
 
     async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
         request = worker_pb2.WatchWorkerRequest()
         request.min_interval.FromMilliseconds(round(REPORT_INTERVAL_S * 1000))
-        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.metadata)
+        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.identity.metadata(ROUTER))
         try:
             while True:
                 async with asyncio.timeout(SILENCE_S):

@@ -6,11 +6,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from headway.continuing import Again, Continuation, Images, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
-from headway.v1 import common_pb2, image_pb2, splat_pb2, text_pb2
-from services.router.continuing import Again, Continuation, Images, Text
-from services.router.placement import Ask
+from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
+from services.router.placement import FRAME_PIXELS, Ask
 
 _BYTES_PER_TOKEN = 3
 _DEFAULT_TOKENS = 128
@@ -81,6 +81,18 @@ def _ask(
     kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
 ) -> Ask:
     return Ask(kind, field, asset, level, budget.arrival_s, budget.due_s, **sizes)
+
+
+def read_pick(request: router_pb2.PickRequest, budget: Budget) -> Ask:
+    """What a client that asks for workers says of its request; what it leaves out counts as one. Raises `BadInput`."""
+    field = "scene" if request.kind == common_pb2.KIND_SPLAT else "model"
+    if request.kind not in (common_pb2.KIND_TEXT, common_pb2.KIND_IMAGE, common_pb2.KIND_SPLAT):
+        raise BadInput("kind", f"must be text, image or splat, not {request.kind}")
+    return _ask(
+        request.kind, field, request.asset, request.service_level, budget,
+        items=max(1, request.items), tokens=max(1, request.steps), prompt_tokens=request.prompt_tokens,
+        pixels=request.pixels or FRAME_PIXELS,
+    )  # fmt: skip
 
 
 def _plan_part(message: Any) -> common_pb2.Plan | None:

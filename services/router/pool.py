@@ -10,6 +10,7 @@ from headway.deadline import Clock
 from headway.telemetry import Metrics
 from headway.v1 import common_pb2, router_pb2
 from services.router.config import WorkerAddress
+from services.router.identity import Identity
 from services.router.member import Member
 from services.router.resolver import is_name, resolve
 from services.router.view import View
@@ -35,6 +36,7 @@ class Upstream:
     """How workers are called."""
 
     credentials: Credentials
+    identity: Identity
     max_message_bytes: int
     resolve_interval_s: float
     leave_s: float
@@ -91,9 +93,8 @@ class Pool:
             max_message_bytes=upstream.max_message_bytes,
             server_name=worker.server_name,
         )
-        metadata = upstream.credentials.metadata()
         member = Member(
-            worker.address, worker.kind, channel, metadata,
+            worker.address, worker.kind, channel, upstream.identity,
             clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
         )  # fmt: skip
         self._members[key] = member

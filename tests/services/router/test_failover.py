@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headway.continuing import Images, Text
 from headway.requests import images_request, text_request
 from headway.v1 import image_pb2, text_pb2
-from services.router.continuing import Images, Text
 from services.router.throttle import RetryThrottle
 
 TOKENS = [3, 6, 9, 12]
