@@ -18,7 +18,7 @@ from headway.engine_loop import EngineLoop
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, splat_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.splat_worker import costs
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
@@ -56,6 +56,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         observer=LoopObserver(service, "splat", 1),
         name="splat",
         pulse=costs.pulse(scenes[0], rasterizer, scheduler.costs[scenes[0].hash]),
+        policy=worker_policy(config, [scene.ranked.ladder for scene in scenes]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)

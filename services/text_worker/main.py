@@ -19,7 +19,7 @@ from headway.planning import Setting
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, pulse
 from services.text_worker.engine import TextEngine
@@ -96,6 +96,7 @@ def _engine_loop(
         observer=observer,
         name="text",
         pulse=pulse(loaded.model, cache, costs),
+        policy=worker_policy(config, [LADDER]),
     )
 
 
