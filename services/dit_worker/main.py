@@ -18,7 +18,7 @@ from headway.quality import Ladder, Rung
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, image_pb2_grpc
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.dit_worker import costs
 from services.dit_worker.config import DitWorkerConfig
 from services.dit_worker.engine import DitEngine
@@ -53,6 +53,7 @@ async def build(config: DitWorkerConfig, service: Service) -> Served:
         observer=observer,
         name="image",
         pulse=costs.pulse(model.network, scheduler.costs),
+        policy=worker_policy(config, [_ladder(model)]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
@@ -100,8 +101,11 @@ def _scheduler(
     )
 
 
+def _ladder(model: checkpoint.Checkpoint) -> Ladder:
+    return Ladder(tuple(Rung(str(rung.steps), rung.quality, nfe=rung.steps, dfd=rung.dfd) for rung in model.rungs))
+
+
 def _identity(config: DitWorkerConfig, model: checkpoint.Checkpoint, threads: int) -> Identity:
-    rungs = tuple(Rung(str(rung.steps), rung.quality, nfe=rung.steps, dfd=rung.dfd) for rung in model.rungs)
     return Identity(
         worker_id=f"image-{secrets.token_hex(4)}",
         kind=common_pb2.KIND_IMAGE,
@@ -110,7 +114,7 @@ def _identity(config: DitWorkerConfig, model: checkpoint.Checkpoint, threads: in
         device_id=config.device_id or f"cpu:{socket.gethostname()}",
         precision=PRECISION,
         threads=threads,
-        assets=(LoadedAsset(model.config.name, model.config.fingerprint, Ladder(rungs)),),
+        assets=(LoadedAsset(model.config.name, model.config.fingerprint, _ladder(model)),),
     )
 
 

@@ -12,6 +12,7 @@ from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
 from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.kv.store import KvStore
+from services.text_worker.lengths import LengthModel
 from services.text_worker.sampling import choose
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
@@ -32,10 +33,18 @@ class TextEngine:
     """One model over one KV cache. `run`, `apply` and `release` belong to the engine's thread."""
 
     def __init__(
-        self, model: CpuModel, store: KvStore, eos_ids: frozenset[int], costs: TextCosts, *, clock: Clock
+        self,
+        model: CpuModel,
+        store: KvStore,
+        eos_ids: frozenset[int],
+        costs: TextCosts,
+        *,
+        clock: Clock,
+        lengths: LengthModel | None = None,
     ) -> None:
+        """`lengths` is told of every text that ends."""
         self._model, self._store, self._eos_ids = model, store, eos_ids
-        self._costs, self._clock = costs, clock
+        self._costs, self._clock, self._lengths = costs, clock, lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
         """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
@@ -111,6 +120,12 @@ class TextEngine:
         text += sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
         last = Delta(token_ids, sequence.new_tokens - len(token_ids), text)
         ticket.stages.extend(self._stages(sequence, now_s))
+        self._lengths.observe(
+            prompt_tokens=sequence.prompt_tokens,
+            begun=sequence.resumed_tokens,
+            new_tokens=sequence.new_tokens,
+            ended=reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING),
+        )
         finished = Finished(ending_of(sequence, reason))
         return [(ticket, last), (ticket, finished)] if token_ids or text else [(ticket, finished)]
 

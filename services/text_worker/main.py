@@ -19,12 +19,13 @@ from headway.planning import Setting
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, pulse
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.store import KvStore
+from services.text_worker.lengths import LengthModel
 from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_store
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.scheduler import TextScheduler
@@ -87,8 +88,9 @@ def _engine_loop(
         admission_quantile=config.admission_quantile,
         overhead_ms=OVERHEAD_MS,
     )
-    scheduler = TextScheduler(costs, store.pool, planning)
-    engine = TextEngine(loaded.model, store, loaded.tokenizer.eos_ids, costs, clock=service.clock)
+    lengths = LengthModel()
+    scheduler = TextScheduler(costs, store.pool, planning, lengths)
+    engine = TextEngine(loaded.model, store, loaded.tokenizer.eos_ids, costs, clock=service.clock, lengths=lengths)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,
@@ -98,6 +100,7 @@ def _engine_loop(
         observer=observer,
         name="text",
         pulse=pulse(loaded.model, store.pages, costs),
+        policy=worker_policy(config, [LADDER]),
     )
 
 

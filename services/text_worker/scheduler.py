@@ -11,6 +11,7 @@ from headway.prefix import BLOCK_TOKENS
 from services.text_worker.costs import TextCosts
 from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.store import blocks_of
+from services.text_worker.lengths import LengthModel
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
 
@@ -51,9 +52,15 @@ class TextScheduler:
     the cache holds at least one whole context.
     """
 
-    def __init__(self, costs: TextCosts, pool: BlockPool, planning: Setting) -> None:
-        """`planning` holds what does not change: batch limit, quantiles, overhead. `pool` is only looked at."""
+    def __init__(
+        self, costs: TextCosts, pool: BlockPool, planning: Setting, lengths: LengthModel | None = None
+    ) -> None:
+        """`planning` holds what does not change: batch limit, quantiles, overhead. `pool` is only looked at.
+
+        `lengths` says how long texts will be; None: as long as was asked.
+        """
         self.costs, self._pool, self._planning = costs, pool, planning
+        self._lengths = lengths or LengthModel()
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         """See `headway.engine.Scheduler`."""
@@ -64,7 +71,8 @@ class TextScheduler:
         ticket = work.ticket
         uncomputed = len(work.tokens) - self._reach(work)[0]
         prefill = self.costs.prefill_cost(uncomputed) if uncomputed > 1 else ZERO
-        options = options_of(work, prefill, self._share)
+        full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
+        options = as_expected(options_of(work, prefill, self._share), work, self._lengths, full_ms)
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
@@ -178,3 +186,26 @@ def options_of(work: Sequence, prefill: Cost, share: float) -> tuple[Option, ...
         return Option(work.rung_at(total), Load(due_s, max(1, lanes), total - done, prefill))
 
     return tuple(option(total) for total in sorted(totals, reverse=True))
+
+
+def as_expected(
+    options: tuple[Option, ...], work: Sequence, lengths: LengthModel, step_ms: float
+) -> tuple[Option, ...]:
+    """The options with the steps that the text is expected to take, which may end before the rung does.
+
+    The last one stays whole, because it is the promise. Only a plan of one more token has one step: it ends the text.
+    What the length varies by stands in the setup's variance; `step_ms` is what a step takes at most.
+    """
+    wholes = [option.load.steps_left for option in reversed(options)]
+    expected = reversed(lengths.left(work.prompt_tokens, work.new_tokens, wholes))
+    least = wholes[0]
+    found = [
+        replace(option, load=_shortened(option.load, steps, var_steps2 * step_ms**2, least))
+        for option, (steps, var_steps2) in zip(options[:-1], expected, strict=False)
+    ]
+    return (*found, options[-1])
+
+
+def _shortened(load: Load, steps: float, var_ms2: float, least: int) -> Load:
+    steps_left = min(load.steps_left, max(least, 2, math.ceil(steps - 1e-6)))
+    return replace(load, steps_left=steps_left, setup=load.setup + Cost(0.0, var_ms2))

@@ -277,6 +277,7 @@ async def test_the_worker_says_what_it_is(channel):
     described = await worker_pb2_grpc.WorkerStub(channel).Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
     assert described.kind == common_pb2.KIND_IMAGE
     assert (described.engine, described.device, described.precision) == ("torch-cpu", "cpu", "float32")
+    assert described.policy == "headway"
     listed = await image_pb2_grpc.ImageGenerationStub(channel).ListModels(
         image_pb2.ListImageModelsRequest(), timeout=TIMEOUT_S
     )
@@ -288,6 +289,21 @@ async def test_the_worker_says_what_it_is(channel):
         (rung["steps"], rung["quality"], rung["dfd"]) for rung in card["rungs"]
     ]
     assert {cost.batch for cost in (await state(channel)).step_costs} >= {1, 128}
+
+
+async def test_a_worker_that_is_run_to_be_compared_says_so(calibrations):
+    async with worker(cache_dir=calibrations, policy="fixed:2") as channel:
+        described = await worker_pb2_grpc.WorkerStub(channel).Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
+        assert described.policy == "fixed:2"
+        plan, _, summary = await generate(channel, ask())
+    assert (plan.rung.label, plan.reason) == ("2", common_pb2.RUNG_REASON_POLICY)
+    assert (summary.served.rung.label, summary.served.steps_executed) == ("2", 2)
+
+
+async def test_a_policy_over_a_rung_that_is_not_there_stops_the_start(calibrations):
+    with pytest.raises(StartError, match="policy: no rung '3'"):
+        async with worker(cache_dir=calibrations, policy="fixed:3"):
+            pass
 
 
 @pytest.mark.parametrize("broken", ["missing", "weights", "card"])
