@@ -86,7 +86,7 @@ def _engine_loop(
         overhead_ms=OVERHEAD_MS,
     )
     scheduler = TextScheduler(costs, slots=config.slots, planning=planning)
-    engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock)
+    engine = TextEngine(loaded.model, cache, costs, clock=service.clock)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,
