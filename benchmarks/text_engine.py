@@ -36,7 +36,7 @@ from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages, blocks_for
 from services.text_worker.kv.store import KvStore
 from services.text_worker.model.families import load_architecture
-from services.text_worker.sampling import Sampling
+from services.text_worker.sampling import Sampler, Sampling
 from services.text_worker.scheduler import TextScheduler
 from services.text_worker.sequence import LADDER, Delta, Sequence, goals_of
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
@@ -113,7 +113,7 @@ class Engine:
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
         planning = Setting(now_s=0.0, curve=flat, max_batch=MAX_BATCH)
         scheduler = TextScheduler(costs, self.store.pool, planning)
-        engine = TextEngine(self.model, self.store, frozenset(), costs, clock=time.monotonic)  # type: ignore[arg-type]
+        engine = TextEngine(self.model, self.store, costs, clock=time.monotonic)  # type: ignore[arg-type]
         alone = _Alone()
         self.loop = EngineLoop(scheduler, engine, clock=time.monotonic, device=alone, observer=alone, name="bench")
 
@@ -165,7 +165,8 @@ def _sequence(prompt: tuple[int, ...], count: int, salt: str) -> Sequence:
         max_tokens=count,
         resumed_tokens=0,
         goals=goals_of(wish, count),
-        sampling=Sampling(),
+        sampler=Sampler(Sampling(), 0),
+        end_ids=frozenset(),
         detokenizer=Detokenizer(NO_TEXT),
         stops=StopStrings(()),
     )

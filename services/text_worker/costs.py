@@ -8,9 +8,10 @@ from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
 from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.drawing import choose
 from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
-from services.text_worker.sampling import Sampling, choose
+from services.text_worker.sampling import Sampling
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
 

@@ -1,19 +1,21 @@
 """Runs the text engine's steps: spans through the model, tokens drawn, texts cut where they end."""
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from headway.deadline import Clock
 from headway.engine import Batch
+from headway.errors import BadInput
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
 from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.drawing import draw
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.sampling import choose
+from services.text_worker.sampling import Drawn
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
 
@@ -24,7 +26,7 @@ Events = list[tuple[Ticket, Event]]
 class StepResult:
     """What a step brought: the parts that were run and a drawn token for each (None: not at its end yet)."""
 
-    ran: tuple[tuple[Part, int | None], ...]
+    ran: tuple[tuple[Part, Drawn | None], ...]
     late: tuple[Sequence, ...]
     """Sequences that this step would have made late; they end as they are."""
 
@@ -36,15 +38,14 @@ class TextEngine:
         self,
         model: CpuModel,
         store: KvStore,
-        eos_ids: frozenset[int],
         costs: TextCosts,
         *,
         clock: Clock,
         lengths: LengthModel | None = None,
     ) -> None:
         """`lengths` is told of every text that ends."""
-        self._model, self._store, self._eos_ids = model, store, eos_ids
-        self._costs, self._clock, self._lengths = costs, clock, lengths or LengthModel()
+        self._model, self._store, self._costs = model, store, costs
+        self._clock, self._lengths = clock, lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
         """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
@@ -52,10 +53,10 @@ class TextEngine:
         late = (*batch.ending, *self._late(batch))
         parts = [part for part in batch.parts if part.sequence not in late]
         make_room(self._store, parts, batch.evicted)
-        tokens: list[int | None] = [None] * len(parts)
+        tokens: list[Drawn | None] = [None] * len(parts)
         if parts:
             logits = self._model.forward([_span(part) for part in parts], self._store.pages)  # [parts, vocab]
-            for row, token in self._drawn(parts, logits):
+            for row, token in _drawn(parts, logits):
                 tokens[row] = token
         return StepResult(tuple(zip(parts, tokens, strict=True)), late)
 
@@ -63,7 +64,7 @@ class TextEngine:
         """See `headway.engine.Engine`."""
         events: Events = []
         for sequence in result.late:
-            events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, ())
+            events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, None)
         for part, token in result.ran:
             self._store.computed(part.sequence.kv, part.sequence.tokens, part.count)
             if token is not None:
@@ -74,51 +75,42 @@ class TextEngine:
         """Gives the sequence's blocks back."""
         self._store.release(work.kv)
 
-    def _drawn(self, parts: list[Part], logits: Tensor) -> list[tuple[int, int]]:
-        """(row, token) of every part that reached its sequence's end."""
-        rows = [row for row, part in enumerate(parts) if part.draws]
-        sequences = [parts[row].sequence for row in rows]
-        positions = [sequence.new_tokens for sequence in sequences]
-        # Nearly always all of them are drawn for, and the largest tensor of a step need not be copied.
-        chosen = logits if len(rows) == len(parts) else logits[rows]
-        tokens = choose(chosen, [sequence.sampling for sequence in sequences], positions)
-        return list(zip(rows, tokens, strict=True))
-
     def _late(self, batch: TextBatch) -> tuple[Sequence, ...]:
         """Judged here, and not when planned, because the wait for the device comes in between."""
         end_s = self._clock() + batch.bound_ms / 1000
         works = (part.sequence for part in batch.parts)
         return tuple(work for work in works if work.over_floor and end_s > work.ticket.budget.due_s)
 
-    def _take(self, sequence: Sequence, token: int, now_s: float) -> Events:
+    def _take(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Events:
         """Adds a drawn token, and ends the sequence where its text, its length or its plan ends."""
         ticket = sequence.ticket
         ticket.steps_executed += 1
         sequence.first_token_s = sequence.first_token_s or now_s
-        if token in self._eos_ids:
-            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, ())
-        sequence.tokens.append(token)
-        text = sequence.stops.push(sequence.detokenizer.push([token]))
-        if sequence.stops.stopped:
-            return self._end(sequence, text_pb2.FINISH_REASON_STOP_STRING, now_s, (token,), text)
-        if sequence.complete:
-            return self._end(sequence, text_pb2.FINISH_REASON_LENGTH, now_s, (token,), text)
-        if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
-            return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, (token,), text)
-        return [(ticket, Delta((token,), sequence.new_tokens - 1, text))]
+        if sequence.sampler.failure is not None:
+            return [(ticket, BadInput("structure", sequence.sampler.failure))]
+        if drawn.token in sequence.end_ids:
+            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, None)
+        delta = sequence.take(drawn)
+        reason = self._reason_to_end(sequence, now_s)
+        return [(ticket, delta)] if reason is None else self._end(sequence, reason, now_s, delta)
 
-    def _end(
-        self,
-        sequence: Sequence,
-        reason: text_pb2.FinishReason,
-        now_s: float,
-        token_ids: tuple[int, ...],
-        text: str = "",
-    ) -> Events:
+    def _reason_to_end(self, sequence: Sequence, now_s: float) -> text_pb2.FinishReason | None:
+        ticket = sequence.ticket
+        if sequence.stops.stopped:
+            return text_pb2.FINISH_REASON_STOP_STRING
+        if sequence.sampler.complete:
+            return text_pb2.FINISH_REASON_STOP
+        if sequence.complete:
+            return text_pb2.FINISH_REASON_LENGTH
+        late = _planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0
+        return text_pb2.FINISH_REASON_DEADLINE if sequence.over_floor and late else None
+
+    def _end(self, sequence: Sequence, reason: text_pb2.FinishReason, now_s: float, last: Delta | None) -> Events:
         """The last delta, with the text that was held back, and `Finished` with the `Ending`."""
         ticket = sequence.ticket
-        text += sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
-        last = Delta(token_ids, sequence.new_tokens - len(token_ids), text)
+        held = sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
+        delta = last or Delta((), sequence.new_tokens, "")
+        delta = replace(delta, text=delta.text + held)
         ticket.stages.extend(self._stages(sequence, now_s))
         self._lengths.observe(
             prompt_tokens=sequence.prompt_tokens,
@@ -127,7 +119,7 @@ class TextEngine:
             ended=reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING),
         )
         finished = Finished(ending_of(sequence, reason))
-        return [(ticket, last), (ticket, finished)] if token_ids or text else [(ticket, finished)]
+        return [(ticket, delta), (ticket, finished)] if delta.token_ids or delta.text else [(ticket, finished)]
 
     def _stages(self, sequence: Sequence, now_s: float) -> list[Stage]:
         """Queue, prefill and decode; what other sequences in the batches add is predicted under queue."""
@@ -154,6 +146,14 @@ def _planned_end(ticket: Ticket) -> bool:
 def _span(part: Part) -> Span:
     sequence = part.sequence
     return Span(sequence.kv.blocks, part.start, sequence.tokens[part.start : part.start + part.count])
+
+
+def _drawn(parts: list[Part], logits: Tensor) -> list[tuple[int, Drawn]]:
+    """(row, token) of every part that reached its sequence's end."""
+    rows = [row for row, part in enumerate(parts) if part.draws]
+    # Nearly always all of them are drawn for, and the largest tensor of a step need not be copied.
+    chosen = logits if len(rows) == len(parts) else logits[rows]
+    return list(zip(rows, draw(chosen, [parts[row].sequence.sampler for row in rows]), strict=True))
 
 
 def make_room(store: KvStore, parts: Several[Part], evicted: Several[Sequence]) -> None:

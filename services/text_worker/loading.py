@@ -20,6 +20,7 @@ from services.text_worker.model.config import CheckpointError
 from services.text_worker.model.families import load_architecture
 from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling
+from services.text_worker.structure import Structures
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
 MOST_DEFAULT_CONTEXT = 4096
@@ -39,6 +40,7 @@ class LoadedModel:
     context_tokens: int
     cache_fingerprint: bytes
     """Names what makes keys and values: the checkpoint and the arithmetic. 32 bytes."""
+    structures: Structures
 
     @property
     def vocabulary(self) -> int:
@@ -51,7 +53,7 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
     context = settings.context_tokens or min(architecture.context, MOST_DEFAULT_CONTEXT)
     if context > architecture.context:
         raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
-    found = fingerprint(settings.model)
+    tokenizer, found = load_tokenizer(settings.model, architecture), fingerprint(settings.model)
     model = CpuModel.load(
         settings.model, architecture, settings.weights, context=context, invariant=settings.batch_invariant
     )
@@ -59,10 +61,11 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
         hash=found,
         model=model,
-        tokenizer=load_tokenizer(settings.model, architecture),
+        tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
         cache_fingerprint=model_fingerprint((), {"model": found, "engine": ENGINE, "weights": settings.weights}),
+        structures=Structures(tokenizer, architecture.vocab),
     )
 
 

@@ -90,7 +90,7 @@ def _engine_loop(
     )
     lengths = LengthModel()
     scheduler = TextScheduler(costs, store.pool, planning, lengths)
-    engine = TextEngine(loaded.model, store, loaded.tokenizer.eos_ids, costs, clock=service.clock, lengths=lengths)
+    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,

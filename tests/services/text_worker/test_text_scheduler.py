@@ -22,7 +22,7 @@ from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.lengths import LengthModel
 from services.text_worker.model.architecture import Architecture, Attention, Layer, Mlp, Rope
-from services.text_worker.sampling import Sampling
+from services.text_worker.sampling import Sampler, Sampling
 from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
 from services.text_worker.sequence import LADDER, Sequence, goals_of
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
@@ -61,7 +61,8 @@ def sequence(
         max_tokens=max_tokens,
         resumed_tokens=0,
         goals=goals_of(wish, max_tokens),
-        sampling=Sampling(),
+        sampler=Sampler(Sampling()),
+        end_ids=frozenset(),
         detokenizer=Detokenizer(TOKENIZER),
         stops=StopStrings(()),
     )
@@ -273,6 +274,6 @@ def test_texts_that_end_early_are_not_declared_at_full_length() -> None:
     assert expected[0].setup.var_ms2 > 0
     exact = sequence(level=common_pb2.ServiceLevel(exact="100%"))
     assert [option.load.steps_left for option in learned.job(exact, 0.0).options] == [100]
-    about_to_end = learned.job(sequence(slot=0, done=24), 0.0).options
+    about_to_end = learned.job(sequence(held=BlockPool(64), done=24), 0.0).options
     assert [option.load.steps_left for option in about_to_end][-1] == 1
     assert all(option.load.steps_left >= 2 for option in about_to_end[:-1])
