@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 
@@ -34,7 +35,7 @@ from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages, blocks_for
-from services.text_worker.kv.store import KvStore
+from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.model.families import load_architecture
 from services.text_worker.sampling import Sampler, Sampling
 from services.text_worker.scheduler import TextScheduler
@@ -108,6 +109,7 @@ class Engine:
     def __init__(self, folder: Path, kind: WeightKind, *, invariant: bool = False) -> None:
         architecture = load_architecture(folder)
         self.model = TimedModel(CpuModel.load(folder, architecture, kind, invariant=invariant))
+        self.context = architecture.context
         self.store = KvStore(Pages(architecture, blocks_for(architecture, KV_MEMORY_MB, architecture.context)))
         flat = StepCurve(((1, Cost(1e-3)),))
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
@@ -192,6 +194,30 @@ async def measure(task: dict[str, Any], kind: WeightKind, *, invariant: bool = F
     return found
 
 
+def _against_recompute(engine: Engine, most_tokens: int) -> dict[str, float]:
+    """Eight sequences grown to `most_tokens`: steps over cached keys and values, against whole passes each time.
+
+    Both ask for the last token's logits only. Four lengths are timed and the rest is taken to lie on lines between.
+    """
+    lengths = [most_tokens * part // 8 for part in (1, 3, 5, 8)]
+    each = blocks_of(most_tokens)
+    tables = [range(line * each, (line + 1) * each) for line in range(8)]
+    cached_ms, whole_ms = list[float](), list[float]()
+    for length in lengths:
+        steps = [Span(table, length - 1, (5,)) for table in tables]
+        wholes = [Span(table, 0, (5,) * length) for table in tables]
+        cached_ms.append(min(_forward_ms(engine, steps) for _ in range(5)))
+        whole_ms.append(min(_forward_ms(engine, wholes) for _ in range(2)))
+    ratio = np.trapezoid(whole_ms, lengths) / np.trapezoid(cached_ms, lengths)
+    return {"kv_cache_against_recompute_batch_8": float(ratio), "step_ms_batch_8_longest": cached_ms[-1]}
+
+
+def _forward_ms(engine: Engine, spans: list[Span]) -> float:
+    start_s = time.perf_counter()
+    engine.model.forward(spans, engine.store.pages)
+    return (time.perf_counter() - start_s) * 1000
+
+
 async def _extras(engine: Engine) -> dict[str, float]:
     """Bookkeeping at batch 32, and the first token of a prompt whose beginning is cached."""
     prompts = [tuple(range(2 + i, 130 + i)) for i in range(MAX_BATCH)]
@@ -202,6 +228,7 @@ async def _extras(engine: Engine) -> dict[str, float]:
     cold = [await engine.run([tuple(range(2, 418))], [2], f"cold {i}") for i in range(5)]
     warm = [await engine.run([(*range(2, 386), *(400 + i + j for j in range(32)))], [2], "cold 4") for i in range(5)]
     return {
+        **_against_recompute(engine, engine.context // 4),
         "share_outside_forward_at_batch_32": outside,
         "first_token_ms_416_cold": 1000 * sorted(run.first_s[0] for run in cold)[2],
         "first_token_ms_384_of_416_cached": 1000 * sorted(run.first_s[0] for run in warm)[2],

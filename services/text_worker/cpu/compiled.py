@@ -42,6 +42,13 @@ def share_torch_threads() -> None:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
-def follow_torch_threads() -> None:
-    """The calling thread's kernels use as many threads as torch does; numba's own setting is every thread's alone."""
-    numba.set_num_threads(min(torch.get_num_threads(), int(vars(config)["NUMBA_NUM_THREADS"])))
+def use_threads(threads: int) -> None:
+    """Torch and the calling thread's kernels use so many threads from now on; cheap when they do already.
+
+    Numba's layer, when it starts, sets the number of OpenMP's threads and torch's with it, so torch's is set last.
+    """
+    ours = min(threads, int(vars(config)["NUMBA_NUM_THREADS"]))
+    if numba.get_num_threads() != ours:
+        numba.set_num_threads(ours)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.cpu import attention, rows
-from services.text_worker.cpu.compiled import follow_torch_threads
+from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import Packed, Rows, WeightKind, packer
 from services.text_worker.kv.pages import Pages
 from services.text_worker.model.architecture import Activation, Architecture, Experts, Rope
@@ -43,9 +43,13 @@ class CpuModel:
     def __init__(
         self, architecture: Architecture, weights: Weights[Packed], kind: WeightKind, *, context: int | None = None
     ) -> None:
-        """`context`: the most positions that are served; None serves all that the checkpoint was trained for."""
+        """`context`: the most positions that are served; None serves all that the checkpoint was trained for.
+
+        It will run on as many threads as torch is set to now.
+        """
         self.architecture, self.weights, self.kind = architecture, weights, kind
         self.context = context or architecture.context
+        self._threads = torch.get_num_threads()
         ropes = {layer.attention.rope for layer in architecture.layers}
         tables = {rope: rotary_tables(rope, architecture.head_dim, self.context) for rope in ropes}
         self._tables = {rope: (cos.numpy(), sin.numpy()) for rope, (cos, sin) in tables.items()}
@@ -80,7 +84,7 @@ class CpuModel:
                 raise ValueError(f"span {span.start}..{span.end} is empty or over the context of {self.context}")
             if len(span.blocks) * BLOCK_TOKENS < span.end:
                 raise ValueError(f"span {span.start}..{span.end} has only {len(span.blocks)} blocks")
-        follow_torch_threads()
+        use_threads(self._threads)
         layout = _lay_out(spans)
         ops = _CpuPass(self.architecture, self._tables, layout, pages, int8=self.kind == "int8")
         tokens = torch.from_numpy(layout.tokens)

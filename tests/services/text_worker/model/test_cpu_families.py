@@ -9,6 +9,7 @@ import torch
 from test_family_logits import SHIPPED, VARIANTS, prompt, random_checkpoint
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import WeightKind
 from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.kv.pages import Pages
@@ -19,7 +20,7 @@ from services.text_worker.model.families import load_architecture
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
 
 
 CONTEXT, LENGTHS = 96, (70, 5, 40)
