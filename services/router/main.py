@@ -12,6 +12,7 @@ from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from services.router.calls import Calls
 from services.router.config import RouterConfig
+from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder
 from services.router.listing import Lister
 from services.router.pool import Pool, Upstream
@@ -33,6 +34,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         pool=pool,
         forwarder=Forwarder(pool, service.tracing, service.clock),
         lister=Lister(pool, service.clock),
+        everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
         calls=calls,
         metrics=service.metrics,

@@ -151,6 +151,5 @@ LISTINGS = (
     Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
 )
 
-NOT_SERVED = (("SplatRendering", "RenderPath", True), ("SplatRendering", "LoadScene", True),
-              ("SplatRendering", "UnloadScene", False))  # fmt: skip
+NOT_SERVED = (("SplatRendering", "RenderPath", True),)
 """Service, rpc, and whether it streams: part of the contract, for later."""

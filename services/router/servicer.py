@@ -12,9 +12,10 @@ from headway.errors import Unimplemented
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
-from headway.v1 import router_pb2, router_pb2_grpc
+from headway.v1 import router_pb2, router_pb2_grpc, splat_pb2
 from services.router.calls import Calls
 from services.router.config import RouterConfig
+from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder, Outgoing, no_worker
 from services.router.listing import Lister
 from services.router.methods import LISTINGS, NOT_SERVED, PASSED_ON, Listing, Method
@@ -32,6 +33,7 @@ class Parts:
     pool: Pool
     forwarder: Forwarder
     lister: Lister
+    everywhere: Everywhere
     cache: ResultCache | None
     calls: Calls
     metrics: Metrics
@@ -137,6 +139,7 @@ def registrations(parts: Parts) -> list[Registration]:
         handlers.setdefault(method.service, {})[method.name] = _proxy_handler(method, parts)
     for listing in LISTINGS:
         handlers[listing.service][listing.name] = _listing_handler(listing, parts)
+    handlers["SplatRendering"] |= _everywhere_handlers(parts)
     for service, name, streams in NOT_SERVED:
         handlers[service][name] = _unserved_handler(name, streams)
 
@@ -168,6 +171,31 @@ def _listing_handler(listing: Listing, parts: Parts) -> Any:
             return await parts.lister.merged(listing, budget)
 
     return grpc.unary_unary_rpc_method_handler(list_all, response_serializer=listing.response.SerializeToString)
+
+
+def _everywhere_handlers(parts: Parts) -> dict[str, Any]:
+    """What is done on every splat worker."""
+
+    async def load(raw: bytes, context: Any) -> AsyncGenerator[Any, None]:
+        budget = parts.budget(context)
+        with parts.calls.call():
+            async with aclosing(parts.everywhere.load(raw, budget)) as messages:
+                async for message in messages:
+                    yield message
+
+    async def unload(raw: bytes, context: Any) -> Any:
+        budget = parts.budget(context)
+        with parts.calls.call():
+            return await parts.everywhere.unload(raw, budget)
+
+    return {
+        "LoadScene": grpc.unary_stream_rpc_method_handler(
+            load, response_serializer=splat_pb2.LoadSceneResponse.SerializeToString
+        ),
+        "UnloadScene": grpc.unary_unary_rpc_method_handler(
+            unload, response_serializer=splat_pb2.UnloadSceneResponse.SerializeToString
+        ),
+    }
 
 
 def _unserved_handler(name: str, streams: bool) -> Any:

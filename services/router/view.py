@@ -35,6 +35,8 @@ class Description:
     engine: str
     """Engine, device and precision, for people."""
     assets: tuple[Asset, ...]
+    assets_version: int = 0
+    """Another one in the worker's reports says that its assets have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind
     except ValueError as error:
         raise BadReport(f"its ladders are wrong: {error}") from error
     engine = f"{message.engine}, {message.device}, {message.precision}"
-    return Description(message.worker_id, message.kind, message.device_id, engine, assets)
+    return Description(message.worker_id, message.kind, message.device_id, engine, assets, message.assets_version)
 
 
 def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:
