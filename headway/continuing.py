@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from headway.v1 import image_pb2, text_pb2
 
+_MOST_FRAMES_KEPT = 8
+"""Frames are large: what was passed on is kept for a moment only."""
+
 
 class Continuation(Protocol):
     """One answer on its way to the caller. Every method mutates it."""
@@ -125,3 +128,42 @@ class Images:
             message.batch.images.extend(left)
             return bool(left)
         return not (message.HasField("plan") and self._begun)
+
+
+class Frames:
+    """Numbered frames: the next worker begins anew, and those up to the last that was sent are left out.
+
+    A film's bytes do not go on: one that was begun is cut off.
+    """
+
+    def __init__(self, raw: bytes, request: Any, *, response: Any) -> None:
+        self._raw, self._response, self._messages, self._last = raw, response, list[bytes](), -1
+        self._begun = self._ended = False
+
+    def first(self) -> bytes:
+        return self._raw
+
+    def passed(self, message: bytes) -> None:
+        self._begun = True
+        self._messages.append(message)
+        if len(self._messages) >= _MOST_FRAMES_KEPT:
+            self._note()
+
+    def next(self) -> bytes | None:
+        """None when the end was sent too, or a part of a film."""
+        self._note()
+        return None if self._ended else self._raw
+
+    def rest(self, message: Any) -> bool:
+        """Without a second plan, and without the frames that were sent."""
+        if message.HasField("frame"):
+            return bool(message.frame.index > self._last)
+        return not (message.HasField("plan") and self._begun)
+
+    def _note(self) -> None:
+        for raw in self._messages:
+            message = self._response.FromString(raw)
+            if message.HasField("frame"):
+                self._last = max(self._last, message.frame.index)
+            self._ended = self._ended or message.WhichOneof("part") in ("served", "video")
+        self._messages.clear()
