@@ -14,8 +14,8 @@ import signal
 import statistics
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Generic
 
@@ -73,6 +73,7 @@ class EngineLoop(Generic[W]):
         """Something was refused while nothing was admitted: is the host still as slow?"""
         self._stopping = False
         self._draining = False
+        self._series = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name=f"{name}-engine", daemon=True)
         self._next_change = asyncio.Event()
@@ -98,9 +99,24 @@ class EngineLoop(Generic[W]):
             pending = list(self._works.values())
         while True:
             changed = self.changes()
-            if all(work.ticket.done for work in pending):
+            if all(work.ticket.done for work in pending) and not self._series:
                 return len(pending)
             await changed.wait()
+
+    @contextmanager
+    def series(self) -> Iterator[None]:
+        """Holds an answer that is made of several works, one after another: `drain` waits for its end.
+
+        Its later works have tickets that follow (`Ticket.follows`). Raises `Draining`. Belongs to the asyncio side.
+        """
+        if self._draining or self._stopping:
+            raise _draining()
+        self._series += 1
+        try:
+            yield
+        finally:
+            self._series -= 1
+            self._tell_watchers()
 
     def changes(self) -> asyncio.Event:
         """An event that is set at the next change of the state."""
@@ -127,8 +143,8 @@ class EngineLoop(Generic[W]):
     def _admit(self, work: W) -> None:
         ticket = work.ticket
         with self._changed:
-            if self._draining or self._stopping:
-                raise Draining("the worker drains and takes nothing new", retry_after_s=1.0)
+            if self._stopping or (self._draining and not ticket.follows):
+                raise _draining()
             now_s = self._clock()
             ticket.budget.check(now_s)
             scale = self._scale.value
@@ -356,6 +372,10 @@ class EngineLoop(Generic[W]):
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
             return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)
+
+
+def _draining() -> Draining:
+    return Draining("the worker drains and takes nothing new", retry_after_s=1.0)
 
 
 def _share_of_target(ticket: Ticket, now_s: float) -> float:

@@ -172,6 +172,8 @@ class WorkerRuntime:
 def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
     """What a worker's `build` returns: its own service beside `headway.v1.Worker`, drained by its engine loop."""
 
+    runtime.service.authenticator.worker_id = runtime.identity.worker_id
+
     def add_worker(server: grpc.aio.Server) -> None:
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(runtime), server)
 

@@ -8,7 +8,7 @@ from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.llama import Llama, Span
+from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.sampling import choose
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
@@ -29,7 +29,7 @@ class TextEngine:
     """One model over one KV cache. `run`, `apply` and `release` belong to the engine's thread."""
 
     def __init__(
-        self, model: Llama, cache: KvCache, eos_ids: frozenset[int], costs: TextCosts, *, clock: Clock
+        self, model: DenseModel, cache: KvCache, eos_ids: frozenset[int], costs: TextCosts, *, clock: Clock
     ) -> None:
         self._model, self._cache, self._eos_ids = model, cache, eos_ids
         self._costs, self._clock = costs, clock

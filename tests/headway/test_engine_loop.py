@@ -248,6 +248,21 @@ async def test_draining_finishes_what_is_admitted_and_refuses_the_rest(rig: Rig)
         assert await draining == 1
 
 
+async def test_draining_waits_for_an_answer_of_several_works(rig: Rig) -> None:
+    rig.engine.gate.set()
+    with rig.loop.series():
+        draining = asyncio.create_task(rig.loop.drain())
+        await asyncio.sleep(0)
+        later = make()
+        later.ticket.follows = True
+        async with rig.loop.submit(later) as ticket:
+            assert isinstance(await outcome(ticket), Finished)
+        with pytest.raises(Draining), rig.loop.series():
+            pass
+        assert not draining.done()
+    assert await draining == 0
+
+
 async def test_work_whose_deadline_passed_while_it_ran_is_told_so() -> None:
     rig = Rig(step_ms=1.0)
     rig.loop.start()
