@@ -50,9 +50,13 @@ def image_costs(curves: Curves, pass_size: int, most: int) -> ImageCosts:
 
 
 def efficient_size(curve: StepCurve) -> int:
-    """The smallest measured batch in which an image costs as good as least: a larger one only makes others wait."""
-    least_ms = min(cost.mean_ms / size for size, cost in curve.points)
-    return next(size for size, cost in curve.points if cost.mean_ms / size <= AS_GOOD * least_ms)
+    """The smallest measured batch in which an image costs as good as least: a larger one only makes others wait.
+
+    It is at least `PROBE_SIZE` where so many were measured, because between two steps there is host work.
+    """
+    points = [point for point in curve.points if point[0] >= PROBE_SIZE] or curve.points[-1:]
+    least_ms = min(cost.mean_ms / size for size, cost in points)
+    return next(size for size, cost in points if cost.mean_ms / size <= AS_GOOD * least_ms)
 
 
 def in_passes(curve: StepCurve, pass_size: int, most: int) -> StepCurve:

@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ROWS = 1 << 20
-LEAST_BATCH = 64
-"""Images of several requests that share a step even where that makes none of them cheaper: small requests would
-otherwise wait for one another's host work too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
         threads,
         flow,
         stepper,
-        max(size, LEAST_BATCH) if config.max_batch is None else size,
+        size,
         costs.image_costs(curves, size, max(size, config.max_images)),
     )
 

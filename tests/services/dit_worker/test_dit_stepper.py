@@ -82,6 +82,8 @@ def curve(*points: tuple[int, float]) -> StepCurve:
 def test_a_pass_is_as_large_as_pays_and_no_larger():
     assert efficient_size(curve((1, 10.0), (8, 20.0), (16, 32.0), (32, 63.0), (64, 140.0))) == 16
     assert efficient_size(curve((1, 10.0), (8, 11.0), (64, 12.0))) == 64
+    assert efficient_size(curve((1, 1.0), (8, 8.0), (16, 16.1), (32, 33.0))) == 16
+    assert efficient_size(curve((1, 1.0), (8, 8.0))) == 8
 
 
 def test_steps_beyond_one_pass_cost_as_many_passes():
