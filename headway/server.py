@@ -46,7 +46,7 @@ tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default="default"
 
 _OURS = "/headway.v1."
 _KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
-_WORK = {"Generate", "Render", "RenderPath"}
+_WORK = {"Generate", "Render", "RenderProgressive", "RenderPath"}
 
 
 @dataclass(frozen=True, slots=True)

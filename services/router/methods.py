@@ -77,6 +77,12 @@ def _frame_ask(request: splat_pb2.RenderRequest, budget: Budget) -> Ask:
     return _ask(common_pb2.KIND_SPLAT, "scene", request.scene, request.service_level, budget, pixels=pixels)
 
 
+def _path_ask(request: splat_pb2.RenderPathRequest, budget: Budget) -> Ask:
+    frames = 1 + max(0, len(request.cameras) - 1) * (request.frames_between + 1)
+    pixels = max(1, request.options.width) * max(1, request.options.height) * frames
+    return _ask(common_pb2.KIND_SPLAT, "scene", request.scene, request.service_level, budget, pixels=pixels)
+
+
 def _ask(
     kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
 ) -> Ask:
@@ -140,7 +146,16 @@ RENDER = Method(
     _frame_ask, _plan_part, _own_served, _always, Again,
 )  # fmt: skip
 
-PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER)
+RENDER_PROGRESSIVE = Method(
+    "SplatRendering", "RenderProgressive", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest,
+    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never,
+)  # fmt: skip
+RENDER_PATH = Method(
+    "SplatRendering", "RenderPath", common_pb2.KIND_SPLAT, splat_pb2.RenderPathRequest, splat_pb2.RenderPathResponse,
+    True, _path_ask, _plan_part, _own_served, _never,
+)  # fmt: skip
+
+PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER, RENDER_PROGRESSIVE, RENDER_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +181,5 @@ LISTINGS = (
     Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
 )
 
-NOT_SERVED = (("SplatRendering", "RenderPath", True), ("SplatRendering", "LoadScene", True),
-              ("SplatRendering", "UnloadScene", False))  # fmt: skip
+NOT_SERVED = (("SplatRendering", "LoadScene", True), ("SplatRendering", "UnloadScene", False))
 """Service, rpc, and whether it streams: part of the contract, for later."""

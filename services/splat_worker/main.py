@@ -62,7 +62,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, scenes, threads)
     runtime = WorkerRuntime(service, config, identity, loop, partial(_report, scheduler, loop, scenes))
-    servicer = SplatServicer(runtime, scenes)
+    servicer = SplatServicer(runtime, scenes, scheduler)
 
     def add(server: grpc.aio.Server) -> None:
         splat_pb2_grpc.add_SplatRenderingServicer_to_server(servicer, server)
@@ -92,7 +92,8 @@ def _scheduler(
     found = {}
     for scene in scenes:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
-        key = ("splat", ENGINE, numba.__version__, scene.hash, str(rasterizer.threads), str(scene.ranked.home), labels)
+        host = (ENGINE, numba.__version__, str(rasterizer.threads))
+        key = ("splat 2", *host, scene.hash, str(scene.ranked.home), labels)
         curves = calibrated(
             folder,
             key=key,
@@ -111,9 +112,14 @@ def _scheduler(
 def _report(
     scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Sequence[LoadedScene], state: worker_pb2.WorkerState
 ) -> None:
-    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have."""
+    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have; and what
+    is kept free for paths."""
     del state.step_costs[:]
-    scale = loop.snapshot().setting.scale
+    setting = loop.snapshot().setting
+    scale = setting.scale
+    for due_s, ms in scheduler.ahead.scaled(scale.mean_ms):
+        due_in_ms = (due_s - setting.now_s) * 1000
+        state.loads.add(due_in_ms=due_in_ms, items=1, setup_mean_ms=ms, priority=common_pb2.PRIORITY_NORMAL)
     for scene in scenes:
         for rung in scene.ranked.ladder.rungs:
             calibrated_cost = scheduler.costs[scene.hash].frame(rung.label, REPORTED_PIXELS, Encoding.PNG)

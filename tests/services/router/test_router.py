@@ -282,7 +282,6 @@ async def test_models_of_all_workers_are_listed_once(mesh: Any) -> None:
 async def test_what_is_not_served_yet_says_so(mesh: Any) -> None:
     client = await mesh.router(await mesh.worker("splat"))
     calls = [
-        client.splats.RenderPath(splat_pb2.RenderPathRequest(), timeout=5),
         client.splats.LoadScene(splat_pb2.LoadSceneRequest(), timeout=5),
         client.splats.UnloadScene(splat_pb2.UnloadSceneRequest(), timeout=5),
     ]
