@@ -13,9 +13,9 @@ from torch import Tensor
 
 from services.dit_worker.model import checkpoint
 from services.dit_worker.serving_network import serving_network
-from services.dit_worker.training.data import digits
+from services.dit_worker.training.data import Split, digits
 from services.dit_worker.training.dfd import estimate, frechet, moments
-from services.dit_worker.training.extractor import load_extractor
+from services.dit_worker.training.extractor import Extractor, load_extractor
 from services.dit_worker.training.quality import generate
 
 SEED = 0
@@ -29,10 +29,10 @@ class ServedQuality:
         """Seconds to minutes: makes all the images."""
         self._resamples = resamples
         model = checkpoint.load(folder)
-        extractor, data = load_extractor(folder), digits()
+        extractor, held_out = _judge(folder)
         labels = torch.arange(count) % model.config.topology.classes
         flow = serving_network(model.network)
-        self._reference = moments(extractor(data.held_out.images))
+        self._reference = moments(extractor(held_out.images))
         self._rungs = {
             str(steps): extractor(generate(flow, labels, steps, SEED)) for steps in model.config.ladder
         }  # [count, features] each
@@ -60,3 +60,8 @@ class ServedQuality:
             features[chosen] = self._rungs[rung][chosen]
             done += share
         return features
+
+
+def _judge(folder: Path) -> tuple[Extractor, Split]:
+    """The extractor that the model's card was measured with, and the images that nothing was fitted to."""
+    return load_extractor(folder), digits().held_out
