@@ -12,10 +12,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class FrameChannel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME_CHANNEL_UNSPECIFIED: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_COLOR: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_ALPHA: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_DEPTH: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_EXPECTED_DEPTH: _ClassVar[FrameChannel]
+
 class VideoFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VIDEO_FORMAT_UNSPECIFIED: _ClassVar[VideoFormat]
     VIDEO_FORMAT_H264_MP4: _ClassVar[VideoFormat]
+FRAME_CHANNEL_UNSPECIFIED: FrameChannel
+FRAME_CHANNEL_COLOR: FrameChannel
+FRAME_CHANNEL_ALPHA: FrameChannel
+FRAME_CHANNEL_DEPTH: FrameChannel
+FRAME_CHANNEL_EXPECTED_DEPTH: FrameChannel
 VIDEO_FORMAT_UNSPECIFIED: VideoFormat
 VIDEO_FORMAT_H264_MP4: VideoFormat
 
@@ -68,20 +81,38 @@ class Color(_message.Message):
     def __init__(self, red: _Optional[float] = ..., green: _Optional[float] = ..., blue: _Optional[float] = ...) -> None: ...
 
 class FrameOptions(_message.Message):
-    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree")
+    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree", "channels", "antialiased", "crop")
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     ENCODING_QUALITY_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     SH_DEGREE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    ANTIALIASED_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
     width: int
     height: int
     format: _common_pb2.PixelFormat
     encoding_quality: int
     background: Color
     sh_degree: int
-    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ...) -> None: ...
+    channels: _containers.RepeatedScalarFieldContainer[FrameChannel]
+    antialiased: bool
+    crop: Crop
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ..., channels: _Optional[_Iterable[_Union[FrameChannel, str]]] = ..., antialiased: _Optional[bool] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("left", "top", "width", "height")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    top: int
+    width: int
+    height: int
+    def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class RenderRequest(_message.Message):
     __slots__ = ("scene", "camera", "options", "service_level")

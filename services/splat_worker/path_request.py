@@ -83,9 +83,8 @@ def _start_delay_s(request: splat_pb2.RenderPathRequest) -> float:
 
 
 def _key(request: splat_pb2.RenderPathRequest, index: int, scene: LoadedScene) -> Camera:
-    options = request.options
     try:
-        return read_camera(request.cameras[index], scene.ranked.home, options.width, options.height)
+        return read_camera(request.cameras[index], scene.ranked.home, request.options)
     except BadInput as error:
         renamed = {
             field.replace("camera.", f"cameras[{index}].", 1): problem for field, problem in error.violations.items()

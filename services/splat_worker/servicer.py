@@ -23,6 +23,7 @@ PIXEL_FORMATS: Mapping[Encoding, common_pb2.PixelFormat] = {
     Encoding.JPEG: common_pb2.PIXEL_FORMAT_JPEG,
     Encoding.WEBP: common_pb2.PIXEL_FORMAT_WEBP,
     Encoding.RAW: common_pb2.PIXEL_FORMAT_RAW,
+    Encoding.FLOAT32: common_pb2.PIXEL_FORMAT_FLOAT32,
 }
 
 
