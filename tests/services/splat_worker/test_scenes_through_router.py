@@ -38,9 +38,9 @@ async def running(config: Any, name: str, build: Build) -> AsyncIterator[str]:
         await asyncio.wait_for(task, 20)
 
 
-def write(folder: Path, name: str, count: int, seed: int = 0) -> None:
+def write(folder: Path, name: str, number: int) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(scene_files.ply_bytes(scene_files.gaussians(count, 0, seed)))
+    (folder / name).write_bytes(scene_files.small(number))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def mesh(tmp_path, calibrations) -> AsyncIterator[tuple[Any, list[Any]]]:
     async with AsyncExitStack() as stack:
         addresses = []
         for name in "ab":
-            write(tmp_path / name, "first.ply", 300)
+            write(tmp_path / name, "first.ply", 0)
             config = SplatWorkerConfig(
                 listen="127.0.0.1:0", metrics_port=None, threads=1, drain_s=1, scenes=tmp_path / name,
                 cache_dir=calibrations, scene_poll_s=3600,
@@ -102,7 +102,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
     router, workers = mesh
-    write(tmp_path / "b", "second.ply", 350, seed=1)
+    write(tmp_path / "b", "second.ply", 1)
     parts = await load(router, "second")
     shares = [part.progress for part in parts]
     assert shares == sorted(shares)
@@ -110,7 +110,7 @@ async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
     assert await rendered(router, "second") == parts[-1].scene.hash
     assert [await names(worker) for worker in workers] == [["first"], ["first", "second"]]
     for folder in "ab":
-        write(tmp_path / folder, "third.ply", 360, seed=2)
+        write(tmp_path / folder, "third.ply", 2)
     await load(router, "third")
     assert [await names(worker) for worker in workers] == [["first", "third"], ["first", "second", "third"]]
     await router.UnloadScene(splat_pb2.UnloadSceneRequest(scene="third"), timeout=TIMEOUT_S)
@@ -120,7 +120,7 @@ async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
 
 async def test_what_no_worker_can_do_is_refused_with_the_workers_own_reason(mesh, tmp_path) -> None:
     router, _ = mesh
-    write(tmp_path / "b", "second.ply", 350)
+    write(tmp_path / "b", "second.ply", 1)
     damaged = tmp_path / "b" / "second.ply"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert list((await failure(load(router, "second"))).violations) == ["element vertex"]
@@ -131,7 +131,7 @@ async def test_what_no_worker_can_do_is_refused_with_the_workers_own_reason(mesh
 
 async def test_the_router_notices_what_was_loaded_behind_its_back(mesh, tmp_path) -> None:
     router, workers = mesh
-    write(tmp_path / "a", "first.ply", 320, seed=3)
+    write(tmp_path / "a", "first.ply", 3)
     scene = (await load(workers[0], "first"))[-1].scene
 
     async def knows() -> bool:
