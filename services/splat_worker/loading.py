@@ -22,6 +22,7 @@ from services.splat_worker.ladder import Bench, Progress, RankedScene, rank
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.readers import read_scene, up_of
+from services.splat_worker.reading import Stopped, read_apart
 from services.splat_worker.scene import Scene, SceneLimits
 from services.splat_worker.views import default_pose
 
@@ -65,10 +66,6 @@ class Prepared:
     costs: SceneCosts
 
 
-class Stopped(Exception):
-    """The worker ends; the load with it."""
-
-
 class Loader:
     """Loads scenes, one at a time, on whichever thread calls."""
 
@@ -81,9 +78,12 @@ class Loader:
         self.stopping = threading.Event()
         """Set it to end a load at its next piece of work."""
 
-    def read(self, file: SceneFile) -> Scene:
-        """The gaussians of a file. Raises BadInput and OSError."""
-        scene = read_scene(file.path, self._limits)
+    def read(self, file: SceneFile, apart: bool) -> Scene:
+        """The gaussians of a file; `apart`: read in a process of its own, so that frames go on meanwhile.
+
+        Raises BadInput, OSError and Stopped.
+        """
+        scene = read_apart(file.path, self._limits, self.stopping) if apart else read_scene(file.path, self._limits)
         if scene.dropped:
             log.warning(
                 "scene %s: %d gaussians are not finite or degenerate and were dropped", file.name, scene.dropped

@@ -18,8 +18,9 @@ from headway.errors import BadInput, Failed, HeadwayError, NotFound, Shed
 from services.splat_worker.costs import SceneCosts
 from services.splat_worker.folder import SceneFile, scan
 from services.splat_worker.library import Entry, Library, LibraryError, LoadedScene
-from services.splat_worker.loading import CALIBRATE, Loader, Stopped
+from services.splat_worker.loading import CALIBRATE, Loader
 from services.splat_worker.readers import SUFFIXES
+from services.splat_worker.reading import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Scenes:
             raise LibraryError(f"holds {len(files)} scenes; max_scenes is {self._most}")
         problems = []
         for file in files.values():
-            outcome = await _task(self._begin(file, evict=False))
+            outcome = await _task(self._begin(file, serving=False))
             if isinstance(outcome, HeadwayError):
                 problems.append(f"{file.path.name}: {outcome.message}")
         if not self.entries:
@@ -201,26 +202,27 @@ class Scenes:
             return False
         return known is None or known.file != file
 
-    def _begin(self, file: SceneFile, *, evict: bool = True) -> _Load:
+    def _begin(self, file: SceneFile, *, serving: bool = True) -> _Load:
         """The load of a file: the one that runs already, else a new one behind those that do. Its task never raises:
-        an error is its result."""
+        an error is its result. `serving`: frames must go on meanwhile, and what is asked for now goes before what was
+        loaded earlier."""
         load = self._loads.get(file.name)
         if load is None or load.file != file:
             known = next((entry.reload_s for entry in self.entries if entry.file == file), 0.0)
             ahead_s = sum(self._left_s(other) for other in self._loads.values())
             load = _Load(file, self._clock(), ahead_s + known)
-            load.task = asyncio.create_task(self._run(load, evict))
+            load.task = asyncio.create_task(self._run(load, serving))
             self._loads[file.name] = load
         return load
 
     def _left_s(self, load: _Load) -> float:
         return max(0.0, load.began_s + load.expected_s - self._clock())
 
-    async def _run(self, load: _Load, evict: bool) -> LoadedScene | HeadwayError:
+    async def _run(self, load: _Load, serving: bool) -> LoadedScene | HeadwayError:
         name = load.file.name
         try:
             async with self._turn:
-                scene = await self._loaded(load, evict)
+                scene = await self._loaded(load, serving)
             self._refused.pop(name, None)
             return scene
         except Stopped:
@@ -238,14 +240,14 @@ class Scenes:
             for follower in load.followers:
                 follower.put_nowait(None)
 
-    async def _loaded(self, load: _Load, evict: bool) -> LoadedScene:
+    async def _loaded(self, load: _Load, serving: bool) -> LoadedScene:
         file, start_s = load.file, self._clock()
         load.tell(READ, 0.0)
-        scene = await self._in_thread(self._loader.read, file)
+        scene = await self._in_thread(self._loader.read, file, serving)
         read_s = self._clock() - start_s
         if scene.memory_bytes > self._most_bytes:
             raise BadInput("scene", f"takes {scene.memory_bytes} bytes; scene_memory_mb allows {self._most_bytes}")
-        if evict:
+        if serving:
             self._library.make_room(scene.memory_bytes, file.name)
         is_known = scene.scene_id in self.costs
         told = asyncio.get_running_loop().call_soon_threadsafe

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 GOOD = damage.good_files()
 MOST_BYTES = 64 << 20  # of 1,000 gaussians at most: 1 MB of arrays, some copies of the file, and what a parser needs
-SWEEP = 3000
+SWEEP = 1000
 
 
 @settings(max_examples=40, deadline=None)

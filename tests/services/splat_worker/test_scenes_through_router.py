@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 import pytest
 import scene_files
+from typer.testing import CliRunner
 
+from headway.cli.scene import app
 from headway.errors import from_rpc_error
 from headway.server import Build, serve
 from headway.telemetry import Span
@@ -44,8 +46,8 @@ def write(folder: Path, name: str, number: int) -> None:
 
 
 @pytest.fixture
-async def mesh(tmp_path, calibrations) -> AsyncIterator[tuple[Any, list[Any]]]:
-    """The router's stub and those of the workers, with the folders `a` and `b`."""
+async def mesh(tmp_path, calibrations) -> AsyncIterator[tuple[Any, list[Any], str]]:
+    """The router's stub, those of the workers, with the folders `a` and `b`, and the router's address."""
     async with AsyncExitStack() as stack:
         addresses = []
         for name in "ab":
@@ -66,7 +68,7 @@ async def mesh(tmp_path, calibrations) -> AsyncIterator[tuple[Any, list[Any]]]:
             while not await healthy(router):
                 pass
         stubs = [splat_pb2_grpc.SplatRenderingStub(channel) for channel in channels]
-        yield stubs[0], stubs[1:]
+        yield stubs[0], stubs[1:], address
 
 
 async def healthy(router: Any) -> bool:
@@ -101,7 +103,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
-    router, workers = mesh
+    router, workers, _ = mesh
     write(tmp_path / "b", "second.ply", 1)
     parts = await load(router, "second")
     shares = [part.progress for part in parts]
@@ -119,7 +121,7 @@ async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
 
 
 async def test_what_no_worker_can_do_is_refused_with_the_workers_own_reason(mesh, tmp_path) -> None:
-    router, _ = mesh
+    router, _, _ = mesh
     write(tmp_path / "b", "second.ply", 1)
     damaged = tmp_path / "b" / "second.ply"
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -130,7 +132,7 @@ async def test_what_no_worker_can_do_is_refused_with_the_workers_own_reason(mesh
 
 
 async def test_the_router_notices_what_was_loaded_behind_its_back(mesh, tmp_path) -> None:
-    router, workers = mesh
+    router, workers, _ = mesh
     write(tmp_path / "a", "first.ply", 3)
     scene = (await load(workers[0], "first"))[-1].scene
 
@@ -143,3 +145,24 @@ async def test_the_router_notices_what_was_loaded_behind_its_back(mesh, tmp_path
             return False
 
     await until(knows)
+
+
+async def test_the_command_line_loads_lists_and_unloads(mesh, tmp_path) -> None:
+    _, _, address = mesh
+    write(tmp_path / "a", "second.ply", 1)
+
+    async def run(*arguments: str) -> tuple[int, str]:
+        done = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--address", address])
+        return done.exit_code, done.output
+
+    code, said = await run("load", "second", "--pin")
+    assert (code, said.startswith("second is loaded: 350 gaussians")) == (0, True)
+    code, said = await run("list")
+    assert code == 0
+    assert [line.split()[0] for line in said.splitlines() if "pinned" in line or "loaded" in line] == [
+        "first",
+        "second",
+    ]
+    assert await run("unload", "second") == (0, "second is out of service\n")
+    code, said = await run("unload", "second")
+    assert (code, said.startswith("NOT_FOUND")) == (2, True)
