@@ -28,23 +28,30 @@ from services.splat_worker.views import default_pose
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 3600.0
+_PATIENCE_S = 60.0
+_LEAST_PATIENCE_S = 2.0
 _BREATH_S = 0.001
 CALIBRATE = "calibrate"
 
 
 class Unhurried:
-    """A device whose leases come after all other work: a load has no deadline."""
+    """A device whose leases come after nearly all other work for a minute, and then like work that is due in 2 s:
+    else a load would never end where frames never do."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._due_s = 0.0
+
+    def begin(self) -> None:
+        """A load begins."""
+        self._due_s = time.monotonic() + _PATIENCE_S
 
     @contextmanager
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
-        """As the device's own, but due last, and never kept."""
+        """As the device's own, but due when the load is, and never kept."""
         # Without an arbiter a lease is a lock, which its last holder would take again before who waits for it wakes up.
         time.sleep(_BREATH_S)
-        with self._device.lease(due_s=time.monotonic() + _PATIENCE_S, label=label) as lease:
+        with self._device.lease(due_s=max(self._due_s, time.monotonic() + _LEAST_PATIENCE_S), label=label) as lease:
             yield lease
 
     def rest(self) -> None:
@@ -101,6 +108,7 @@ class Loader:
                 raise Stopped
             progress(stage, share)
 
+        self._device.begin()
         card = read_cards(self._folder).get(file.name)
         loaded = LoadedScene(file.name, self._ranked(file, scene, card, told))
         told(CALIBRATE, 0.0)

@@ -92,7 +92,7 @@ class Scenes:
         """Loads all files of the folder, in the order of their names. Those beyond the budget are evicted again: from
         then on they are known, and load when they are asked for. Raises LibraryError when none can be served."""
         try:
-            files = await self._in_thread(scan, self._folder)
+            files = await asyncio.to_thread(scan, self._folder)
         except OSError as error:
             raise LibraryError("is not a folder" if not self._folder.is_dir() else str(error)) from error
         if len(files) > self._most:
@@ -121,18 +121,28 @@ class Scenes:
         if left_s < room_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(room_s):
-                    return _found(entry.facts.name, await asyncio.shield(_task(load)))
+                    return self._found(name, entry, await asyncio.shield(_task(load)))
         raise Shed(
             f"scene {entry.facts.name!r} is not in memory; it is loading",
             retry_after_s=max(self._left_s(load), _LEAST_RETRY_S),
         )
+
+    def _found(self, name: str, entry: Entry, outcome: LoadedScene | HeadwayError) -> LoadedScene:
+        """What a caller who asked for a frame gets of a load: that the file is no good now is not the caller's mistake,
+        and a hash that was asked for must be that of the scene."""
+        if isinstance(outcome, BadInput):
+            raise Failed(f"scene {entry.facts.name!r} is not in memory, and cannot be loaded again: {outcome.message}")
+        scene = _result(outcome)
+        if name not in ("", scene.name, scene.hash):
+            raise NotFound("scene", name, [each.facts.name for each in self.entries])
+        return scene
 
     async def load(self, name: str, *, pin: bool) -> AsyncGenerator[Progress, None]:
         """Loads a file of the folder, or what it has become, and yields how far that is.
 
         Raises NotFound, BadInput for a file that is no good, and Shed when pinned scenes leave no room.
         """
-        files = await self._in_thread(scan, self._folder)
+        files = await asyncio.to_thread(scan, self._folder)
         file = files.get(name)
         if file is None:
             raise NotFound("scene", name, list(files))
@@ -187,7 +197,7 @@ class Scenes:
 
     async def _looked(self) -> dict[str, SceneFile] | None:
         try:
-            return await self._in_thread(scan, self._folder)
+            return await asyncio.to_thread(scan, self._folder)
         except OSError as error:
             log.warning("the scene folder cannot be read: %s", error)
             return None
@@ -294,13 +304,6 @@ def _refusal(file: SceneFile, error: HeadwayError | OSError) -> HeadwayError:
 def _task(load: _Load) -> "asyncio.Task[LoadedScene | HeadwayError]":
     assert load.task is not None  # set when the load is made
     return load.task
-
-
-def _found(name: str, outcome: LoadedScene | HeadwayError) -> LoadedScene:
-    """As `_result`, for a caller who asked for a frame: that the file is no good now is not the caller's mistake."""
-    if isinstance(outcome, BadInput):
-        raise Failed(f"scene {name!r} is not in memory, and cannot be loaded again: {outcome.message}")
-    return _result(outcome)
 
 
 def _result(outcome: LoadedScene | HeadwayError) -> LoadedScene:

@@ -22,7 +22,8 @@ from services.router.main import build as build_router
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.main import build as build_worker
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 80.0
+LOOK_S = 0.02
 
 
 @asynccontextmanager
@@ -65,8 +66,8 @@ async def mesh(tmp_path, calibrations) -> AsyncIterator[tuple[Any, list[Any], st
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(each)) for each in (address, *addresses)]
         router = router_pb2_grpc.RouterStub(channels[0])
         async with asyncio.timeout(TIMEOUT_S):
-            while not await healthy(router):
-                pass
+            while not await healthy(router):  # noqa: ASYNC110  it sets no event here
+                await asyncio.sleep(LOOK_S)
         stubs = [splat_pb2_grpc.SplatRenderingStub(channel) for channel in channels]
         yield stubs[0], stubs[1:], address
 
@@ -98,8 +99,8 @@ async def failure(call: Awaitable[Any]) -> Any:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not await condition():
-            pass
+        while not await condition():  # noqa: ASYNC110  it sets no event here
+            await asyncio.sleep(LOOK_S)
 
 
 async def test_a_scene_is_loaded_wherever_its_file_is(mesh, tmp_path) -> None:
