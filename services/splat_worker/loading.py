@@ -22,28 +22,36 @@ from services.splat_worker.ladder import Bench, Progress, RankedScene, rank
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.readers import read_scene, up_of
+from services.splat_worker.reading import Stopped, read_apart
 from services.splat_worker.scene import Scene, SceneLimits
 from services.splat_worker.views import default_pose
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 3600.0
+_PATIENCE_S = 60.0
+_LEAST_PATIENCE_S = 2.0
 _BREATH_S = 0.001
 CALIBRATE = "calibrate"
 
 
 class Unhurried:
-    """A device whose leases come after all other work: a load has no deadline."""
+    """A device whose leases come after nearly all other work for a minute, and then like work that is due in 2 s:
+    else a load would never end where frames never do."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._due_s = 0.0
+
+    def begin(self) -> None:
+        """A load begins."""
+        self._due_s = time.monotonic() + _PATIENCE_S
 
     @contextmanager
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
-        """As the device's own, but due last, and never kept."""
+        """As the device's own, but due when the load is, and never kept."""
         # Without an arbiter a lease is a lock, which its last holder would take again before who waits for it wakes up.
         time.sleep(_BREATH_S)
-        with self._device.lease(due_s=time.monotonic() + _PATIENCE_S, label=label) as lease:
+        with self._device.lease(due_s=max(self._due_s, time.monotonic() + _LEAST_PATIENCE_S), label=label) as lease:
             yield lease
 
     def rest(self) -> None:
@@ -65,10 +73,6 @@ class Prepared:
     costs: SceneCosts
 
 
-class Stopped(Exception):
-    """The worker ends; the load with it."""
-
-
 class Loader:
     """Loads scenes, one at a time, on whichever thread calls."""
 
@@ -81,9 +85,12 @@ class Loader:
         self.stopping = threading.Event()
         """Set it to end a load at its next piece of work."""
 
-    def read(self, file: SceneFile) -> Scene:
-        """The gaussians of a file. Raises BadInput and OSError."""
-        scene = read_scene(file.path, self._limits)
+    def read(self, file: SceneFile, apart: bool) -> Scene:
+        """The gaussians of a file; `apart`: read in a process of its own, so that frames go on meanwhile.
+
+        Raises BadInput, OSError and Stopped.
+        """
+        scene = read_apart(file.path, self._limits, self.stopping) if apart else read_scene(file.path, self._limits)
         if scene.dropped:
             log.warning(
                 "scene %s: %d gaussians are not finite or degenerate and were dropped", file.name, scene.dropped
@@ -101,6 +108,7 @@ class Loader:
                 raise Stopped
             progress(stage, share)
 
+        self._device.begin()
         card = read_cards(self._folder).get(file.name)
         loaded = LoadedScene(file.name, self._ranked(file, scene, card, told))
         told(CALIBRATE, 0.0)

@@ -18,8 +18,9 @@ from headway.errors import BadInput, Failed, HeadwayError, NotFound, Shed
 from services.splat_worker.costs import SceneCosts
 from services.splat_worker.folder import SceneFile, scan
 from services.splat_worker.library import Entry, Library, LibraryError, LoadedScene
-from services.splat_worker.loading import CALIBRATE, Loader, Stopped
+from services.splat_worker.loading import CALIBRATE, Loader
 from services.splat_worker.readers import SUFFIXES
+from services.splat_worker.reading import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +92,14 @@ class Scenes:
         """Loads all files of the folder, in the order of their names. Those beyond the budget are evicted again: from
         then on they are known, and load when they are asked for. Raises LibraryError when none can be served."""
         try:
-            files = await self._in_thread(scan, self._folder)
+            files = await asyncio.to_thread(scan, self._folder)
         except OSError as error:
             raise LibraryError("is not a folder" if not self._folder.is_dir() else str(error)) from error
         if len(files) > self._most:
             raise LibraryError(f"holds {len(files)} scenes; max_scenes is {self._most}")
         problems = []
         for file in files.values():
-            outcome = await _task(self._begin(file, evict=False))
+            outcome = await _task(self._begin(file, serving=False))
             if isinstance(outcome, HeadwayError):
                 problems.append(f"{file.path.name}: {outcome.message}")
         if not self.entries:
@@ -120,18 +121,28 @@ class Scenes:
         if left_s < room_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(room_s):
-                    return _found(entry.facts.name, await asyncio.shield(_task(load)))
+                    return self._found(name, entry, await asyncio.shield(_task(load)))
         raise Shed(
             f"scene {entry.facts.name!r} is not in memory; it is loading",
             retry_after_s=max(self._left_s(load), _LEAST_RETRY_S),
         )
+
+    def _found(self, name: str, entry: Entry, outcome: LoadedScene | HeadwayError) -> LoadedScene:
+        """What a caller who asked for a frame gets of a load: that the file is no good now is not the caller's mistake,
+        and a hash that was asked for must be that of the scene."""
+        if isinstance(outcome, BadInput):
+            raise Failed(f"scene {entry.facts.name!r} is not in memory, and cannot be loaded again: {outcome.message}")
+        scene = _result(outcome)
+        if name not in ("", scene.name, scene.hash):
+            raise NotFound("scene", name, [each.facts.name for each in self.entries])
+        return scene
 
     async def load(self, name: str, *, pin: bool) -> AsyncGenerator[Progress, None]:
         """Loads a file of the folder, or what it has become, and yields how far that is.
 
         Raises NotFound, BadInput for a file that is no good, and Shed when pinned scenes leave no room.
         """
-        files = await self._in_thread(scan, self._folder)
+        files = await asyncio.to_thread(scan, self._folder)
         file = files.get(name)
         if file is None:
             raise NotFound("scene", name, list(files))
@@ -186,7 +197,7 @@ class Scenes:
 
     async def _looked(self) -> dict[str, SceneFile] | None:
         try:
-            return await self._in_thread(scan, self._folder)
+            return await asyncio.to_thread(scan, self._folder)
         except OSError as error:
             log.warning("the scene folder cannot be read: %s", error)
             return None
@@ -201,26 +212,27 @@ class Scenes:
             return False
         return known is None or known.file != file
 
-    def _begin(self, file: SceneFile, *, evict: bool = True) -> _Load:
+    def _begin(self, file: SceneFile, *, serving: bool = True) -> _Load:
         """The load of a file: the one that runs already, else a new one behind those that do. Its task never raises:
-        an error is its result."""
+        an error is its result. `serving`: frames must go on meanwhile, and what is asked for now goes before what was
+        loaded earlier."""
         load = self._loads.get(file.name)
         if load is None or load.file != file:
             known = next((entry.reload_s for entry in self.entries if entry.file == file), 0.0)
             ahead_s = sum(self._left_s(other) for other in self._loads.values())
             load = _Load(file, self._clock(), ahead_s + known)
-            load.task = asyncio.create_task(self._run(load, evict))
+            load.task = asyncio.create_task(self._run(load, serving))
             self._loads[file.name] = load
         return load
 
     def _left_s(self, load: _Load) -> float:
         return max(0.0, load.began_s + load.expected_s - self._clock())
 
-    async def _run(self, load: _Load, evict: bool) -> LoadedScene | HeadwayError:
+    async def _run(self, load: _Load, serving: bool) -> LoadedScene | HeadwayError:
         name = load.file.name
         try:
             async with self._turn:
-                scene = await self._loaded(load, evict)
+                scene = await self._loaded(load, serving)
             self._refused.pop(name, None)
             return scene
         except Stopped:
@@ -238,14 +250,14 @@ class Scenes:
             for follower in load.followers:
                 follower.put_nowait(None)
 
-    async def _loaded(self, load: _Load, evict: bool) -> LoadedScene:
+    async def _loaded(self, load: _Load, serving: bool) -> LoadedScene:
         file, start_s = load.file, self._clock()
         load.tell(READ, 0.0)
-        scene = await self._in_thread(self._loader.read, file)
+        scene = await self._in_thread(self._loader.read, file, serving)
         read_s = self._clock() - start_s
         if scene.memory_bytes > self._most_bytes:
             raise BadInput("scene", f"takes {scene.memory_bytes} bytes; scene_memory_mb allows {self._most_bytes}")
-        if evict:
+        if serving:
             self._library.make_room(scene.memory_bytes, file.name)
         is_known = scene.scene_id in self.costs
         told = asyncio.get_running_loop().call_soon_threadsafe
@@ -292,13 +304,6 @@ def _refusal(file: SceneFile, error: HeadwayError | OSError) -> HeadwayError:
 def _task(load: _Load) -> "asyncio.Task[LoadedScene | HeadwayError]":
     assert load.task is not None  # set when the load is made
     return load.task
-
-
-def _found(name: str, outcome: LoadedScene | HeadwayError) -> LoadedScene:
-    """As `_result`, for a caller who asked for a frame: that the file is no good now is not the caller's mistake."""
-    if isinstance(outcome, BadInput):
-        raise Failed(f"scene {name!r} is not in memory, and cannot be loaded again: {outcome.message}")
-    return _result(outcome)
 
 
 def _result(outcome: LoadedScene | HeadwayError) -> LoadedScene:
