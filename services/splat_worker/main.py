@@ -1,6 +1,7 @@
 """The splat worker: `headway-splat-worker --listen HOST:PORT --scenes DIR`."""
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ import numba
 
 from headway.calibration import cache_folder, calibrated
 from headway.config import load
+from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
 from headway.server import Served, Service, StartError, run
@@ -24,12 +26,15 @@ from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame
+from services.splat_worker.gang import Crew
 from services.splat_worker.ladder import Bench
 from services.splat_worker.library import LibraryError, LoadedScene, load_library
 from services.splat_worker.rasterizer import Rasterizer, max_threads
 from services.splat_worker.scene import SceneLimits
-from services.splat_worker.scheduler import SplatScheduler
+from services.splat_worker.scheduler import PAYS, SplatScheduler
 from services.splat_worker.servicer import SplatServicer
+
+log = logging.getLogger(__name__)
 
 ENGINE, DEVICE, PRECISION = "numba-cpu", "cpu", "float32"
 REPORTED_PIXELS = 512 * 512
@@ -47,13 +52,15 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     service.closing.callback(device.close)
     rasterizer = Rasterizer(threads)
     scenes = await asyncio.to_thread(_load, config, Bench(rasterizer, device))
-    scheduler = await asyncio.to_thread(_scheduler, config, scenes, rasterizer, device)
+    crew = Crew(threads)
+    service.closing.callback(crew.close)
+    scheduler = await asyncio.to_thread(_scheduler, config, scenes, rasterizer, device, crew)
     loop: EngineLoop[Frame] = EngineLoop(
         scheduler,
-        SplatEngine(rasterizer, scheduler, service.clock),
+        SplatEngine(rasterizer, scheduler, service.clock, crew),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", 1),
+        observer=LoopObserver(service, "splat", threads),
         name="splat",
         pulse=costs.pulse(scenes[0], rasterizer, scheduler.costs[scenes[0].hash]),
         policy=worker_policy(config, [scene.ranked.ladder for scene in scenes]),
@@ -86,27 +93,38 @@ def _load(config: SplatWorkerConfig, bench: Bench) -> tuple[LoadedScene, ...]:
 
 
 def _scheduler(
-    config: SplatWorkerConfig, scenes: Sequence[LoadedScene], rasterizer: Rasterizer, device: DeviceClient
+    config: SplatWorkerConfig, scenes: Sequence[LoadedScene], rasterizer: Rasterizer, device: DeviceClient, crew: Crew
 ) -> SplatScheduler:
     folder = cache_folder(config.cache_dir)
     found = {}
     for scene in scenes:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
         host = (ENGINE, numba.__version__, str(rasterizer.threads))
-        key = ("splat 2", *host, scene.hash, str(scene.ranked.home), labels)
+        key = ("splat 3", *host, scene.hash, str(scene.ranked.home), labels)
         curves = calibrated(
             folder,
             key=key,
-            measure=partial(costs.measure, scene, rasterizer, device),
+            measure=partial(costs.measure, scene, rasterizer, device, crew),
             probe=partial(costs.probe, scene, rasterizer, device),
         )
         found[scene.hash] = costs.scene_costs(curves)
+        _say_gang(scene, found[scene.hash].gang)
     return SplatScheduler(
         costs=found,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
         overhead_ms=OVERHEAD_MS,
     )
+
+
+def _say_gang(scene: LoadedScene, gang: StepCurve) -> None:
+    size, cost = gang.points[-1]
+    if size == 1:
+        log.info("scene %s: frames are drawn one after the other", scene.name)
+        return
+    share = cost.mean_ms / (size * gang.at(1).mean_ms)
+    so = "they are drawn so" if share <= PAYS else "they are not drawn so"
+    log.info("scene %s: %d frames side by side take %.0f %% of in turn: %s", scene.name, size, share * 100, so)
 
 
 def _report(
