@@ -103,6 +103,17 @@ class Headway:
         """The scenes."""
         return self._call(self._stubs.splat.ListScenes, splat_pb2.ListScenesRequest(), deadline_s)
 
+    def load_scene(
+        self, name: str, *, pin: bool = False, deadline_s: float = 600.0
+    ) -> Iterator[splat_pb2.LoadSceneResponse]:
+        """Loads a scene of the workers' folder, or loads it anew; streams progress, last with the scene."""
+        request = splat_pb2.LoadSceneRequest(scene=name, pin=pin)
+        return _stream(self._stubs.splat.LoadScene(request, **self._stubs.options(deadline_s)))
+
+    def unload_scene(self, name: str, *, deadline_s: float = 5.0) -> splat_pb2.UnloadSceneResponse:
+        """Takes a scene out of service until it is loaded again."""
+        return self._call(self._stubs.splat.UnloadScene, splat_pb2.UnloadSceneRequest(scene=name), deadline_s)
+
     def workers(self, *, deadline_s: float = 5.0) -> router_pb2.ListWorkersResponse:
         """The workers, as a router sees them."""
         return self._call(self._stubs.router.ListWorkers, router_pb2.ListWorkersRequest(), deadline_s)
@@ -191,6 +202,17 @@ class AsyncHeadway:
     async def scenes(self, *, deadline_s: float = 5.0) -> splat_pb2.ListScenesResponse:
         """The scenes."""
         return await self._call(self._stubs.splat.ListScenes, splat_pb2.ListScenesRequest(), deadline_s)
+
+    def load_scene(
+        self, name: str, *, pin: bool = False, deadline_s: float = 600.0
+    ) -> AsyncIterator[splat_pb2.LoadSceneResponse]:
+        """Loads a scene of the workers' folder, or loads it anew; streams progress, last with the scene."""
+        request = splat_pb2.LoadSceneRequest(scene=name, pin=pin)
+        return _astream(self._stubs.splat.LoadScene(request, **self._stubs.options(deadline_s)))
+
+    async def unload_scene(self, name: str, *, deadline_s: float = 5.0) -> splat_pb2.UnloadSceneResponse:
+        """Takes a scene out of service until it is loaded again."""
+        return await self._call(self._stubs.splat.UnloadScene, splat_pb2.UnloadSceneRequest(scene=name), deadline_s)
 
     async def workers(self, *, deadline_s: float = 5.0) -> router_pb2.ListWorkersResponse:
         """The workers, as a router sees them."""

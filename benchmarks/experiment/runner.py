@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.experiment.arrivals import LOADS, Arrival, Mix, Profile, arrivals, bursty, spike, steady, times
+from benchmarks.experiment.arrivals import LOADS, SPIKE, Arrival, Mix, Profile, arrivals, bursty, spike, steady, times
 from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
@@ -20,15 +20,19 @@ from headway.client import AsyncHeadway
 
 console = Console(width=120)
 BURSTY_LOAD = 0.9
+SPIKE_PRIORITIES = (("high", 0.2), ("normal", 0.6), ("low", 0.2))
+"""In the spike somebody has to give way; steady and bursty runs send what the subject's mix says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A policy under test: flags of the worker, and the share of the requests that it is sent."""
+    """A policy under test: flags of the worker, and the share of the steady cells' requests that it is sent."""
 
     name: str
     flags: tuple[str, ...] = ()
     share: float = 1.0
+    shapes: bool = True
+    """Whether it is sent the spike and the bursty run too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
                 AsyncHeadway(worker.address) as client,
             ):
                 golden[contender.name] = await subject.golden(client)
-                for shape, load, sent in sends:
+                for shape, load, sent in sends if contender.shapes else [each for each in sends if each[0] == "steady"]:
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
                     cells.append(_beside_bound(cell, capacity, bounds))
                     _say(cells[-1])
@@ -139,16 +143,17 @@ async def _capacity(
 def _sends(mix: Mix, capacity: Capacity, plan: Plan) -> list[tuple[str, float, list[Arrival]]]:
     """(shape, load, arrivals) of every cell; the same for all contenders."""
     rate_per_s, draw = capacity.requests_per_s(mix), random.Random(plan.seed)
-    profiles: list[tuple[str, float, Profile]] = [
-        ("steady", load, steady(load, min(plan.most_cell_s, plan.requests / (rate_per_s * load))))
+    mixed = replace(mix, priorities=SPIKE_PRIORITIES)
+    shapes: list[tuple[str, float, Profile, Mix]] = [
+        ("steady", load, steady(load, min(plan.most_cell_s, plan.requests / (rate_per_s * load))), mix)
         for load in plan.loads
     ]
-    profiles.append(("spike", 0.0, spike(plan.shape_s)))
-    profiles.append(("bursty", BURSTY_LOAD, bursty(BURSTY_LOAD, plan.shape_s, draw)))
+    if plan.shape_s > 0:
+        shapes.append(("spike", SPIKE, spike(plan.shape_s), mixed))
+        shapes.append(("bursty", BURSTY_LOAD, bursty(BURSTY_LOAD, plan.shape_s, draw), mix))
     return [
-        (shape, load, arrivals(times(profile, rate_per_s, draw), mix, capacity.solo_ms, draw))
-        for shape, load, profile in profiles
-        if sum(length_s for length_s, _ in profile) > 0
+        (shape, load, arrivals(times(profile, rate_per_s, draw), asked, capacity.solo_ms, draw))
+        for shape, load, profile, asked in shapes
     ]
 
 

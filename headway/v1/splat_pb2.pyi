@@ -194,7 +194,7 @@ class ListScenesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Scene(_message.Message):
-    __slots__ = ("name", "hash", "gaussians", "sh_degree", "default_camera", "ladder", "dropped", "memory_bytes")
+    __slots__ = ("name", "hash", "gaussians", "sh_degree", "default_camera", "ladder", "dropped", "memory_bytes", "pinned", "evicted")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
     GAUSSIANS_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +203,8 @@ class Scene(_message.Message):
     LADDER_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
     name: str
     hash: str
     gaussians: int
@@ -211,7 +213,9 @@ class Scene(_message.Message):
     ladder: _common_pb2.Ladder
     dropped: int
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., gaussians: _Optional[int] = ..., sh_degree: _Optional[int] = ..., default_camera: _Optional[_Union[LookAtCamera, _Mapping]] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ..., dropped: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    pinned: bool
+    evicted: bool
+    def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., gaussians: _Optional[int] = ..., sh_degree: _Optional[int] = ..., default_camera: _Optional[_Union[LookAtCamera, _Mapping]] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ..., dropped: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., evicted: _Optional[bool] = ...) -> None: ...
 
 class ListScenesResponse(_message.Message):
     __slots__ = ("scenes",)

@@ -84,7 +84,7 @@ class DitEngine:
                 continue
             if not work.begun:
                 work.begun, work.slowness = True, batch.slowness
-            work.x, work.t = moved.x, end
+            work.x, work.t, work.job = moved.x, end, None
             work.ticket.steps_executed += 1
             if moved.images is not None and end > 0.0:
                 yield work.ticket, Previews(moved.images)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headway.engine import Batch
-from headway.planning import Choice
+from headway.planning import Choice, Job
 from headway.ticket import Ticket
 from services.dit_worker.encode import Format
 
@@ -34,6 +34,8 @@ class SampleGroup:
     begun: bool = False
     slowness: float = 1.0
     """How much slower than calibrated this host was when the group's first step ran."""
+    job: Job | None = None
+    """What is left to do, as planned with; None when a step has changed it."""
 
     @property
     def items(self) -> int:

@@ -47,7 +47,16 @@ class DitScheduler:
         )
 
     def job(self, work: SampleGroup, now_s: float) -> Job:
-        """The allowed rungs that still need a step: the remaining time is cut anew for each of them."""
+        """The allowed rungs that still need a step: the remaining time is cut anew for each of them.
+
+        It changes with the work's steps alone, and is kept with it until then: with many requests, making jobs anew
+        for every plan would take longer than planning.
+        """
+        if work.job is None:
+            work.job = self._job(work)
+        return work.job
+
+    def _job(self, work: SampleGroup) -> Job:
         ticket = work.ticket
         around = self._around(work)
         options = tuple(

@@ -180,6 +180,3 @@ LISTINGS = (
     Listing("ImageGeneration", "ListModels", common_pb2.KIND_IMAGE, image_pb2.ListImageModelsResponse, "models"),
     Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
 )
-
-NOT_SERVED = (("SplatRendering", "LoadScene", True), ("SplatRendering", "UnloadScene", False))
-"""Service, rpc, and whether it streams: part of the contract, for later."""

@@ -1,6 +1,7 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,6 +39,12 @@ class SceneCosts:
     gang: StepCurve = NO_GANG
     """Of frames side by side, by how many: one for each core at most. One point: never."""
 
+    @property
+    def side_by_side(self) -> float:
+        """What a gang takes, over what its frames take in turn."""
+        size, cost = self.gang.points[-1]
+        return cost.mean_ms / (size * self.gang.at(1).mean_ms)
+
     def frame(self, label: str, pixels: int, encoding: Encoding) -> Cost:
         return self.render[label].at(pixels) + self.encode[encoding].at(pixels)
 
@@ -53,7 +60,7 @@ def scene_costs(curves: Curves) -> SceneCosts:
     )
 
 
-def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device, crew: Crew) -> Curves:
+def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curves:
     """Curves by name; seconds for a scene of 100,000 gaussians. Every timed run holds the device."""
     cameras = {side: list(_cameras(scene, side)) for side in SIZES_PX}
     _draw(rasterizer, scene, scene.ranked.ladder.top, cameras[SIZES_PX[0]][0])  # the first call compiles
@@ -66,7 +73,7 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device, crew: Cr
         costs = [quiet_cost(_encoder(pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
-    curves[_GANG] = _gang_curve(rasterizer, crew, scene, cameras[SIZES_PX[-1]][0], device)
+    curves[_GANG] = _gang_curve(rasterizer, scene, cameras[SIZES_PX[-1]][0], device)
     return curves
 
 
@@ -135,15 +142,16 @@ def _blend_curve(
     return StepCurve(tuple(sorted(points.items())))
 
 
-def _gang_curve(rasterizer: Rasterizer, crew: Crew, scene: LoadedScene, camera: Camera, device: Device) -> StepCurve:
+def _gang_curve(rasterizer: Rasterizer, scene: LoadedScene, camera: Camera, device: Device) -> StepCurve:
     """A frame and its encoding alone on all cores, and one on each core at once; each at its quickest."""
 
     def draw(drawing: Rasterizer) -> bytes:
         return encode(_draw(drawing, scene, scene.ranked.ladder.top, camera)[0], Encoding.JPEG)
 
     points = [(1, quiet_cost(partial(draw, rasterizer), device, repeats=5))]
-    if crew.usable:
-        points.append((crew.size, quiet_cost(partial(crew.all_at_once, draw), device, repeats=5)))
+    with closing(Crew(rasterizer.threads)) as crew:
+        if crew.usable:
+            points.append((crew.size, quiet_cost(partial(crew.all_at_once, draw), device, repeats=5)))
     return StepCurve(tuple(points))
 
 

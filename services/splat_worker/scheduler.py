@@ -64,13 +64,10 @@ class SplatScheduler:
 
         They are the planner's first, so nothing more urgent waits behind them but what a step makes wait anyway.
         """
-        gang = self.costs[works[0].spec.scene.hash].gang
-        size = gang.points[-1][0]
+        costs = self.costs[works[0].spec.scene.hash]
+        size, efficiency = costs.gang.points[-1][0], costs.side_by_side
         members = works[:size]
-        if size < 2 or len(members) < size or not _alike(members):
-            return None
-        efficiency = gang.at(size).mean_ms / (size * gang.at(1).mean_ms)
-        if efficiency > PAYS:
+        if size < 2 or efficiency > PAYS or len(members) < size or not _alike(members):
             return None
         slowness = scale.mean_ms * efficiency * size  # of each: they share the cores
         shots = tuple(self._shot(work, slowness) for work in members)

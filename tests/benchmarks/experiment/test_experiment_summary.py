@@ -2,7 +2,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks.experiment.arrivals import Arrival, Mix
-from benchmarks.experiment.capacity import Capacity, rate_between
+from benchmarks.experiment.capacity import Capacity, TooFewAnswers, rate_between
 from benchmarks.experiment.intervals import clopper_pearson, wilson
 from benchmarks.experiment.plots import draw
 from benchmarks.experiment.records import Record
@@ -67,7 +67,7 @@ def test_three_thousand_kept_promises_are_what_one_in_a_thousand_takes():
 def test_a_rate_is_taken_between_answers_that_come_in_batches():
     ended = [(0.5 * batch, 16) for batch in range(1, 13) for _ in range(4)]  # 64 items every half second
     assert rate_between(ended, 1.2, 4.3) == pytest.approx(128.0)
-    with pytest.raises(RuntimeError, match="measure longer"):
+    with pytest.raises(TooFewAnswers, match="measure longer"):
         rate_between(ended, 1.1, 1.3)
 
 

@@ -83,9 +83,9 @@ def labels(work: SampleGroup) -> list[str]:
 def test_rungs_already_passed_are_no_longer_options():
     work = group()
     assert labels(work) == ["4", "2", "1"]
-    work.ticket.steps_executed = 1
+    work.ticket.steps_executed, work.job = 1, None
     assert labels(work) == ["4", "2"]
-    work.ticket.steps_executed = 3
+    work.ticket.steps_executed, work.job = 3, None
     options = SCHEDULER.job(work, 0.0).options
     assert [(option.rung.label, option.load.steps_left) for option in options] == [("4", 1)]
 
@@ -93,8 +93,18 @@ def test_rungs_already_passed_are_no_longer_options():
 def test_noise_is_counted_before_the_first_step_and_encoding_always():
     work = group()
     assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(10.0)
-    work.begun = True
+    work.begun, work.job = True, None
     assert SCHEDULER.job(work, 0.0).options[0].load.setup == Cost(7.0)
+
+
+def test_what_is_left_is_kept_until_a_step_changes_it(tiny):
+    rig, work = Rig(tiny), group()
+    before = SCHEDULER.job(work, 0.0)
+    assert SCHEDULER.job(work, 5.0) is before
+    rig.step(rig.plan(work))
+    after = SCHEDULER.job(work, 0.0)
+    assert [option.load.steps_left for option in after.options] == [3, 1]
+    assert after.options[0].load.setup == Cost(7.0)
 
 
 def test_a_step_takes_the_longest_run_that_fits(tiny):
@@ -271,7 +281,10 @@ def test_a_step_is_no_larger_than_the_tightest_request_in_it_can_bear():
         work.ticket.choice = plan[work.ticket.key]
     batch = scheduler.next_batch([tight, patient], 0.0, SAME)  # together a step takes 160 ms, alone 40
     assert batch is not None and batch.works == (tight,)
-    tight.ticket.budget = Budget(0.0, 0.05, 0.0)  # too late whatever the others do: they need not wait for it
+    tight.ticket.budget, tight.job = (
+        Budget(0.0, 0.05, 0.0),
+        None,
+    )  # too late whatever the others do: they need not wait for it
     batch = scheduler.next_batch([tight, patient], 0.0, SAME)
     assert batch is not None and batch.works == (tight, patient)
 

@@ -191,14 +191,6 @@ async def test_unknown_names_and_rungs_and_options_have_errors_of_their_own(chan
     assert (await failure(channel, floats)).reason_name == "UNIMPLEMENTED"
     exact = common_pb2.ServiceLevel(exact="51%@1")
     assert (await failure(channel, ask(service_level=exact))).reason_name == "NO_SUCH_RUNG"
-    stub = splat_pb2_grpc.SplatRenderingStub(channel)
-    for call in (
-        stub.LoadScene(splat_pb2.LoadSceneRequest(), timeout=TIMEOUT_S).read(),
-        stub.UnloadScene(splat_pb2.UnloadSceneRequest(), timeout=TIMEOUT_S),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await call
-        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_every_format_comes_as_it_says(channel):
