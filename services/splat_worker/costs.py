@@ -1,6 +1,7 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +11,7 @@ from headway.engine import Device, Pulse
 from headway.quality import Rung
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Channel, Encoding, Pixels, develop, encode, scale_up, to_pixels
+from services.splat_worker.gang import Crew
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.rasterizer import Picture, Rasterizer
 from services.splat_worker.video import pan
@@ -18,7 +20,10 @@ from services.splat_worker.views import orbit
 SIZES_PX = (192, 512)
 VIEWS, VIEWS_START = 2, 0.61  # beside the scene's own view; a share of a turn away from those of the ladder
 REPEATS = 2
-_RENDER, _ENCODE, _BLEND = "render", "encode", "blend"
+_RENDER, _ENCODE, _BLEND, _GANG = "render", "encode", "blend", "gang"
+
+
+NO_GANG = StepCurve(((1, Cost(1.0)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,15 @@ class SceneCosts:
     blend: StepCurve
     """Over `TileLists.work`: what is left of a render when its tile lists are known."""
 
+    gang: StepCurve = NO_GANG
+    """Of frames side by side, by how many: one for each core at most. One point: never."""
+
+    @property
+    def side_by_side(self) -> float:
+        """What a gang takes, over what its frames take in turn."""
+        size, cost = self.gang.points[-1]
+        return cost.mean_ms / (size * self.gang.at(1).mean_ms)
+
     def frame(self, label: str, pixels: int, encoding: Encoding) -> Cost:
         return self.render[label].at(pixels) + self.encode[encoding].at(pixels)
 
@@ -42,6 +56,7 @@ def scene_costs(curves: Curves) -> SceneCosts:
         render={name.removeprefix(start): curve for name, curve in curves.items() if name.startswith(start)},
         encode={encoding: curves[f"{_ENCODE} {encoding.value}"] for encoding in Encoding},
         blend=curves[_BLEND],
+        gang=curves[_GANG],
     )
 
 
@@ -60,6 +75,7 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curve
         costs = [quiet_cost(_encoder(pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
+    curves[_GANG] = _gang_curve(rasterizer, scene, cameras[SIZES_PX[-1]][0], device)
     return curves
 
 
@@ -132,6 +148,19 @@ def _blend_curve(
             timed_ms(draw, device)
         points[runs[0][1]] = cost_of([blend_ms for _, _, blend_ms in runs])
     return StepCurve(tuple(sorted(points.items())))
+
+
+def _gang_curve(rasterizer: Rasterizer, scene: LoadedScene, camera: Camera, device: Device) -> StepCurve:
+    """A frame and its encoding alone on all cores, and one on each core at once; each at its quickest."""
+
+    def draw(drawing: Rasterizer) -> bytes:
+        return encode(_draw(drawing, scene, scene.ranked.ladder.top, camera)[0], Encoding.JPEG)
+
+    points = [(1, quiet_cost(partial(draw, rasterizer), device, repeats=5))]
+    with closing(Crew(rasterizer.threads)) as crew:
+        if crew.usable:
+            points.append((crew.size, quiet_cost(partial(crew.all_at_once, draw), device, repeats=5)))
+    return StepCurve(tuple(points))
 
 
 def _draw(rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, camera: Camera) -> tuple[Pixels, int, float]:

@@ -58,6 +58,13 @@ class Shot(Batch[Frame]):
 
 
 @dataclass(frozen=True, slots=True)
+class Gang(Batch[Frame]):
+    """One step: frames of one scene and level side by side, each on a core of its own."""
+
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedFrame:
     """A finished frame."""
 

@@ -26,6 +26,7 @@ from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame
+from services.splat_worker.gang import Crew
 from services.splat_worker.ladder import RankedScene
 from services.splat_worker.library import Library, LibraryError, LoadedScene
 from services.splat_worker.loading import Loader
@@ -53,13 +54,14 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         await scenes.start()
     except LibraryError as error:
         raise StartError(f"scenes {config.scenes}: {error}") from error
-    rasterizer, scheduler = Rasterizer(threads), _scheduler(config, scenes)
+    rasterizer, crew, scheduler = Rasterizer(threads), Crew(threads), _scheduler(config, scenes)
+    service.closing.callback(crew.close)
     loop: EngineLoop[Frame] = EngineLoop(
         scheduler,
-        SplatEngine(rasterizer, scheduler, service.clock),
+        SplatEngine(rasterizer, scheduler, service.clock, crew),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", 1),
+        observer=LoopObserver(service, "splat", threads),
         name="splat",
         pulse=_pulse(scenes, rasterizer),
         policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
