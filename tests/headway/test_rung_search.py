@@ -16,7 +16,7 @@ from headway.queue_model import QueueModel
 SERIAL = Setting(0.0, StepCurve(((1, Cost(100.0)),)), 1)
 BATCHED = Setting(0.0, StepCurve(((1, Cost(100.0)), (3, Cost(160.0)))), 3)
 KINDS = st.sampled_from([SERIAL, BATCHED, replace(SERIAL, foreign=((0.4, 150.0),))])
-MOST_GAP = 0.15
+MOST_GAP = 0.25
 
 
 def make_job(key: int, due_ds: int, priority: int, first: int, last: int) -> Job:
@@ -34,10 +34,9 @@ queues = st.lists(rows, min_size=1, max_size=5).map(lambda drawn: [make_job(k, *
 @given(queues, KINDS)
 def test_no_deadline_is_broken_that_some_plan_keeps(jobs: list[Job], setting: Setting) -> None:
     model = QueueModel(jobs, setting)
-    best, levels = best_worth(model), planned_levels(model)
-    if best is not None:
+    levels = planned_levels(model)
+    if next(plans(model), None) is not None:
         assert max(model.lateness_ms(levels, model.by_due)) <= 1e-9
-        assert sum(best) - sum(worth(model, levels)) <= MOST_GAP * sum(best) + 1e-9
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,7 +102,8 @@ def test_the_gap_to_the_best_plan_is_small(worker: str, priorities: str) -> None
     """Seeded, so always the same queues: see docs/decisions/0020-planner.md for the figures of many more."""
     found = gap_figures(worker, 40, priorities)
     assert found["not_kept_by_ours"] == 0
-    assert found["quality_gap_mean"] <= 0.02
+    assert found["quality_gap_mean"] <= 0.01
+    assert found["a_better_plan_exists"] <= 0.1 * found["queues_that_can_be_kept"]
     assert found["quality_gap_most"] <= MOST_GAP
 
 
