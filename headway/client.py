@@ -79,6 +79,18 @@ class Headway:
         """Renders one frame."""
         return self._call(self._stubs.splat.Render, request, deadline_s)
 
+    def progressive(
+        self, request: splat_pb2.RenderRequest, *, deadline_s: float
+    ) -> Iterator[splat_pb2.RenderProgressiveResponse]:
+        """Streams a plan, a coarse frame and better ones until the deadline, and a summary."""
+        return _stream(self._stubs.splat.RenderProgressive(request, **self._stubs.options(deadline_s)))
+
+    def path(
+        self, request: splat_pb2.RenderPathRequest, *, deadline_s: float
+    ) -> Iterator[splat_pb2.RenderPathResponse]:
+        """Streams a plan, the frames of a path in order, each rendered or skipped, and a summary."""
+        return _stream(self._stubs.splat.RenderPath(request, **self._stubs.options(deadline_s)))
+
     def text_models(self, *, deadline_s: float = 5.0) -> text_pb2.ListTextModelsResponse:
         """The text models."""
         return self._call(self._stubs.text.ListModels, text_pb2.ListTextModelsRequest(), deadline_s)
@@ -155,6 +167,18 @@ class AsyncHeadway:
         if self._direct is not None:
             return [message async for message in self._direct.messages(FRAME, request, deadline_s)][-1]
         return await self._call(self._stubs.splat.Render, request, deadline_s)
+
+    def progressive(
+        self, request: splat_pb2.RenderRequest, *, deadline_s: float
+    ) -> AsyncIterator[splat_pb2.RenderProgressiveResponse]:
+        """Streams a plan, a coarse frame and better ones until the deadline, and a summary."""
+        return _astream(self._stubs.splat.RenderProgressive(request, **self._stubs.options(deadline_s)))
+
+    def path(
+        self, request: splat_pb2.RenderPathRequest, *, deadline_s: float
+    ) -> AsyncIterator[splat_pb2.RenderPathResponse]:
+        """Streams a plan, the frames of a path in order, each rendered or skipped, and a summary."""
+        return _astream(self._stubs.splat.RenderPath(request, **self._stubs.options(deadline_s)))
 
     async def text_models(self, *, deadline_s: float = 5.0) -> text_pb2.ListTextModelsResponse:
         """The text models."""

@@ -81,8 +81,8 @@ class StepCurve:
         return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
 
     def step(self, items: int, max_batch: int) -> Cost:
-        """The cost of one step over `items`; more than `max_batch` take several passes."""
-        if items > max_batch:
+        """The cost of one step over `items`; more than `max_batch`, and than was measured, take several passes."""
+        if items > max_batch and items > self.points[-1][0]:
             return self.step(max_batch, max_batch).times(math.ceil(items / max_batch))
         known = self._known.get(items)
         if known is None:
