@@ -2,13 +2,35 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from headway.v1 import common_pb2 as _common_pb2
+from headway.v1 import errors_pb2 as _errors_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class FrameChannel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME_CHANNEL_UNSPECIFIED: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_COLOR: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_ALPHA: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_DEPTH: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_EXPECTED_DEPTH: _ClassVar[FrameChannel]
+
+class VideoFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VIDEO_FORMAT_UNSPECIFIED: _ClassVar[VideoFormat]
+    VIDEO_FORMAT_H264_MP4: _ClassVar[VideoFormat]
+FRAME_CHANNEL_UNSPECIFIED: FrameChannel
+FRAME_CHANNEL_COLOR: FrameChannel
+FRAME_CHANNEL_ALPHA: FrameChannel
+FRAME_CHANNEL_DEPTH: FrameChannel
+FRAME_CHANNEL_EXPECTED_DEPTH: FrameChannel
+VIDEO_FORMAT_UNSPECIFIED: VideoFormat
+VIDEO_FORMAT_H264_MP4: VideoFormat
 
 class Vector3(_message.Message):
     __slots__ = ("x", "y", "z")
@@ -59,20 +81,38 @@ class Color(_message.Message):
     def __init__(self, red: _Optional[float] = ..., green: _Optional[float] = ..., blue: _Optional[float] = ...) -> None: ...
 
 class FrameOptions(_message.Message):
-    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree")
+    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree", "channels", "antialiased", "crop")
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     ENCODING_QUALITY_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     SH_DEGREE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    ANTIALIASED_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
     width: int
     height: int
     format: _common_pb2.PixelFormat
     encoding_quality: int
     background: Color
     sh_degree: int
-    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ...) -> None: ...
+    channels: _containers.RepeatedScalarFieldContainer[FrameChannel]
+    antialiased: bool
+    crop: Crop
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ..., channels: _Optional[_Iterable[_Union[FrameChannel, str]]] = ..., antialiased: _Optional[bool] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("left", "top", "width", "height")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    top: int
+    width: int
+    height: int
+    def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class RenderRequest(_message.Message):
     __slots__ = ("scene", "camera", "options", "service_level")
@@ -115,22 +155,50 @@ class RenderResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class RenderPathRequest(_message.Message):
-    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level")
+    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video")
     SCENE_FIELD_NUMBER: _ClassVar[int]
     CAMERAS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_BETWEEN_FIELD_NUMBER: _ClassVar[int]
     FRAMES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    START_DELAY_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
     scene: str
     cameras: _containers.RepeatedCompositeFieldContainer[Camera]
     frames_between: int
     frames_per_second: float
     options: FrameOptions
     service_level: _common_pb2.ServiceLevel
-    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ...) -> None: ...
+    start_delay: _duration_pb2.Duration
+    video: VideoFormat
+    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ...) -> None: ...
 
 class PathFrame(_message.Message):
+    __slots__ = ("index", "frame", "served", "skipped")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    frame: Frame
+    served: _common_pb2.Served
+    skipped: _errors_pb2.ErrorReason
+    def __init__(self, index: _Optional[int] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ..., skipped: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ...) -> None: ...
+
+class RenderPathResponse(_message.Message):
+    __slots__ = ("plan", "frame", "served", "video")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
+    plan: _common_pb2.Plan
+    frame: PathFrame
+    served: _common_pb2.Served
+    video: bytes
+    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[PathFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ..., video: _Optional[bytes] = ...) -> None: ...
+
+class ProgressiveFrame(_message.Message):
     __slots__ = ("index", "frame", "served")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
@@ -140,15 +208,15 @@ class PathFrame(_message.Message):
     served: _common_pb2.Served
     def __init__(self, index: _Optional[int] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
-class RenderPathResponse(_message.Message):
+class RenderProgressiveResponse(_message.Message):
     __slots__ = ("plan", "frame", "served")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     plan: _common_pb2.Plan
-    frame: PathFrame
+    frame: ProgressiveFrame
     served: _common_pb2.Served
-    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[PathFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[ProgressiveFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class ListScenesRequest(_message.Message):
     __slots__ = ()

@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from headway.channels import onward
 from headway.deadline import Budget, Clock
 from headway.errors import BadInput, HeadwayError, from_rpc_error
+from headway.server import tenant_of_call
+from headway.telemetry import Metadata
 from headway.v1 import common_pb2, errors_pb2, splat_pb2
 from services.router.forwarding import no_worker
 from services.router.member import Member
@@ -85,7 +87,7 @@ class Everywhere:
         async def load() -> None:
             stream: Any = member.channel.unary_stream
             call = stream(_LOAD, response_deserializer=splat_pb2.LoadSceneResponse.FromString)
-            async for message in call(raw, **onward(budget, self._clock(), member.metadata).kwargs()):
+            async for message in call(raw, **onward(budget, self._clock(), _identity(member)).kwargs()):
                 news.put_nowait((index, message))
             await _describe(member)
 
@@ -93,8 +95,12 @@ class Everywhere:
 
     async def _unload_at(self, member: Member, raw: bytes, budget: Budget) -> None:
         unary: Any = member.channel.unary_unary
-        await unary(_UNLOAD)(raw, **onward(budget, self._clock(), member.metadata).kwargs())
+        await unary(_UNLOAD)(raw, **onward(budget, self._clock(), _identity(member)).kwargs())
         await _describe(member)
+
+
+def _identity(member: Member) -> Metadata:
+    return member.identity.metadata(tenant_of_call.get())
 
 
 async def _describe(member: Member) -> None:

@@ -1,6 +1,6 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,9 +9,10 @@ from headway.cost import Cost, StepCurve
 from headway.engine import Device, Pulse
 from headway.quality import Rung
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Encoding, Pixels, encode, scale_up, to_pixels
+from services.splat_worker.encode import Channel, Encoding, Pixels, develop, encode, scale_up, to_pixels
 from services.splat_worker.library import LoadedScene
-from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.rasterizer import Picture, Rasterizer
+from services.splat_worker.video import pan
 from services.splat_worker.views import orbit
 
 SIZES_PX = (192, 512)
@@ -52,12 +53,23 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curve
     for rung in scene.ranked.ladder.rungs:
         costs = [_over_views(cameras[side], rasterizer, scene, rung, device) for side in SIZES_PX]
         curves[f"{_RENDER} {rung.label}"] = _falling(_curve(costs), list(curves.values())[-1:])
-    pictures = {side: _draw(rasterizer, scene, scene.ranked.ladder.top, views[0])[0] for side, views in cameras.items()}
+    pictures = {
+        side: rasterizer.render(scene.ranked.scene, views[0], with_depth=True) for side, views in cameras.items()
+    }
     for encoding in Encoding:
-        costs = [quiet_cost(partial(encode, pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
+        costs = [quiet_cost(_encoder(pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
     return curves
+
+
+def _encoder(picture: Picture, encoding: Encoding) -> Callable[[], bytes]:
+    """What the encoding adds to a frame: to one of floats, putting all of its channels together."""
+    height, width = picture.alpha.shape
+    if encoding is Encoding.FLOAT32:
+        return lambda: encode(develop(picture, encoding, width, height, tuple(Channel)), encoding)
+    pixels = to_pixels(picture.rgb)
+    return pan(pixels) if encoding is Encoding.H264 else partial(encode, pixels, encoding)
 
 
 def _cameras(scene: LoadedScene, side: int) -> Iterator[Camera]:
@@ -94,6 +106,7 @@ def probe(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Probe:
     """What the scene's own view costs now at the top rung and the smaller size. Compiles what a frame runs."""
     side, top = SIZES_PX[0], scene.ranked.ladder.top
     _draw(rasterizer, scene, top, next(_cameras(scene, side)))
+    rasterizer.render(scene.ranked.scene, next(_cameras(scene, side)), with_depth=True)
     views = list(_cameras(scene, side))
     return f"{_RENDER} {top.label}", side * side, _over_views(views, rasterizer, scene, top, device)
 

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from headway.deadline import Clock
 from headway.engine import Batch
 from headway.errors import BadInput
 from headway.planning import Choice
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Pixels, encode, scale_up, to_pixels
+from services.splat_worker.encode import Developed, develop, encode
 from services.splat_worker.frame import EncodedFrame, Frame, FrameSpec, Shot
-from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.rasterizer import Projection, Rasterizer
 from services.splat_worker.scheduler import SplatScheduler
 
 
@@ -39,10 +41,11 @@ class SplatEngine:
             return error
 
     def _take(self, batch: Shot) -> Taken:
-        spec = batch.works[0].spec
+        work = batch.works[0]
+        spec = work.spec
         choice, pixels, camera = self._draw(batch)
         rendered_s = self._clock()
-        data = encode(pixels, spec.encoding, spec.encoding_quality)
+        data = _encoded(work, pixels)
         gaussians = spec.scene.ranked.at(choice.option.rung).count
         size = (spec.camera.width, spec.camera.height, camera.width, camera.height)
         return Taken(choice, EncodedFrame(data, *size, gaussians), rendered_s, self._clock())
@@ -60,20 +63,24 @@ class SplatEngine:
     def release(self, work: Frame) -> None:
         """A frame holds nothing between steps."""
 
-    def _draw(self, shot: Shot) -> tuple[Choice, Pixels, Camera]:
+    def _draw(self, shot: Shot) -> tuple[Choice, Developed, Camera]:
         """The choice that stood after binning, the pixels at the size asked for, and the camera that was drawn."""
         spec, choice, start_s = shot.works[0].spec, shot.choice, self._clock()
         camera = _camera(spec, choice)
-        projection = self._rasterizer.project(spec.scene.ranked.at(choice.option.rung), camera, spec.sh_degree)
+        projection = self._project(spec, choice, camera)
         lists = self._rasterizer.bin(projection, camera)
         now_s = self._clock()
         decided = self._scheduler.after_binning(shot, lists.work, (now_s - start_s) * 1000, now_s)
         if decided is not choice:
             choice, camera = decided, _camera(spec, decided)
-            projection = self._rasterizer.project(spec.scene.ranked.at(choice.option.rung), camera, spec.sh_degree)
+            projection = self._project(spec, choice, camera)
             lists = self._rasterizer.bin(projection, camera)
-        picture = self._rasterizer.blend(projection, lists, camera, spec.background)
-        return choice, scale_up(to_pixels(picture.rgb), spec.camera.width, spec.camera.height), camera
+        picture = self._rasterizer.blend(projection, lists, camera, spec.background, spec.with_depth)
+        return choice, develop(picture, spec.encoding, spec.camera.width, spec.camera.height, spec.channels), camera
+
+    def _project(self, spec: FrameSpec, choice: Choice, camera: Camera) -> Projection:
+        level = spec.scene.ranked.at(choice.option.rung)
+        return self._rasterizer.project(level, camera, spec.sh_degree, spec.antialiased)
 
     def _stages(self, shot: Shot, taken: Taken) -> tuple[Stage, ...]:
         """The stages beside what was predicted for them; what is left of the first promise is the queue."""
@@ -88,6 +95,13 @@ class SplatEngine:
             Stage("render", render_ms, ticket.started_s, taken.rendered_s),
             Stage("encode", encode_ms, taken.rendered_s, taken.encoded_s),
         )
+
+
+def _encoded(work: Frame, pixels: Developed) -> bytes:
+    """The frame's bytes; of a film, those that are ready with it."""
+    if work.film is not None:
+        return work.film.add(work.index, np.asarray(pixels, dtype=np.uint8))
+    return encode(pixels, work.spec.encoding, work.spec.encoding_quality)
 
 
 def _camera(spec: FrameSpec, choice: Choice) -> Camera:

@@ -6,8 +6,9 @@ from headway.engine import Batch
 from headway.planning import Choice
 from headway.ticket import Ticket
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Encoding
+from services.splat_worker.encode import COLOR_ONLY, DEPTHS, Channels, Encoding
 from services.splat_worker.library import LoadedScene
+from services.splat_worker.video import Film
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,13 @@ class FrameSpec:
     """None: the scene's own."""
     encoding: Encoding
     encoding_quality: int
+    channels: Channels = COLOR_ONLY
+    """Of a frame in floats."""
+    antialiased: bool = False
+
+    @property
+    def with_depth(self) -> bool:
+        return not DEPTHS.isdisjoint(self.channels)
 
     @property
     def pixels(self) -> int:
@@ -30,10 +38,14 @@ class FrameSpec:
 
 @dataclass(slots=True, eq=False)
 class Frame:
-    """One admitted request."""
+    """One admitted request for a frame, or one frame of a path."""
 
     ticket: Ticket
     spec: FrameSpec
+    film: Film | None = None
+    """The video that the frame is one of; it gets its frames in the order of their indices."""
+    index: int = 0
+    """Its place in the film."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from headway.quality import Ladder
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, splat_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.splat_worker import costs
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
@@ -62,6 +62,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         observer=LoopObserver(service, "splat", 1),
         name="splat",
         pulse=_pulse(scenes, rasterizer),
+        policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
@@ -71,7 +72,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     scenes.changed = partial(_publish, scenes, runtime)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     service.closing.callback(tasks.create_task(scenes.follow_folder(config.scene_poll_s)).cancel)
-    servicer = SplatServicer(runtime, scenes)
+    servicer = SplatServicer(runtime, scenes, scheduler)
 
     def add(server: grpc.aio.Server) -> None:
         splat_pb2_grpc.add_SplatRenderingServicer_to_server(servicer, server)
@@ -135,9 +136,14 @@ def _publish(scenes: Scenes, runtime: WorkerRuntime) -> None:
 
 
 def _report(scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Scenes, state: worker_pb2.WorkerState) -> None:
-    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have."""
+    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have; and what
+    is kept free for paths."""
     del state.step_costs[:]
-    scale = loop.snapshot().setting.scale
+    setting = loop.snapshot().setting
+    scale = setting.scale
+    for due_s, ms in scheduler.ahead.scaled(scale.mean_ms):
+        due_in_ms = (due_s - setting.now_s) * 1000
+        state.loads.add(due_in_ms=due_in_ms, items=1, setup_mean_ms=ms, priority=common_pb2.PRIORITY_NORMAL)
     for entry in scenes.entries:
         for rung in entry.facts.ladder.rungs:
             calibrated_cost = scheduler.costs[entry.facts.hash].frame(rung.label, REPORTED_PIXELS, Encoding.PNG)
