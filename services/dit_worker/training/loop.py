@@ -128,7 +128,8 @@ def run(training: Training, folder: Path, *, report_every: int = 50, save_every:
             print(row, flush=True)
         if training.step % save_every == 0:
             training.save(state)
-            plot_losses(log, folder / "loss.png")
+            if log.exists():
+                plot_losses(log, folder / "loss.png")
     training.save(state)
 
 

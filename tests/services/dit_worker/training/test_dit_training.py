@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from services.dit_worker.model.topology import Topology
 from services.dit_worker.training.data import digits
 from services.dit_worker.training.loop import ResumeError, Training, run
 from services.dit_worker.training.objective import losses
 from services.dit_worker.training.recipe import Recipe
+from services.dit_worker.training.shapes.data_set import Stream
 
 # torch scripts its own decompositions on the first forward-mode call.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -100,40 +101,49 @@ def test_a_longer_run_from_a_state_ends_as_one_that_ran_through(topology, data, 
     assert _same(whole, second)
 
 
-KILLED_RUN = """
+SHAPES_TOPOLOGY = Topology(image_px=32, channels=3, patch_px=8, width=16, depth=1, heads=2, classes=8, frequencies=4)
+SHAPES_RUN = Recipe(steps=5000, batch=8, warmup_steps=2, cooldown_steps=4, autocast=True, guidance_max=2.0)
+KILLED_RUN = f"""
 import sys
 from pathlib import Path
 import torch
 from services.dit_worker.model.topology import Topology
 from services.dit_worker.training.loop import Training, run
-from services.dit_worker.training.objective import losses
 from services.dit_worker.training.recipe import Recipe
 from services.dit_worker.training.shapes.data_set import Stream
 
 torch.set_num_threads(1)
-topology = Topology(image_px=32, channels=3, patch_px=8, width=16, depth=1, heads=2, classes=8, frequencies=4)
-recipe = Recipe(steps=int(sys.argv[2]), batch=8, warmup_steps=2, cooldown_steps=4, autocast=True, guidance_max=2.0)
-run(Training(recipe, topology, Stream(1)), Path(sys.argv[1]), report_every=1, save_every=3)
+run(Training({SHAPES_RUN}, {SHAPES_TOPOLOGY}, Stream(1)), Path(sys.argv[1]), report_every=1, save_every=4)
 """
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     """kill -9 in the middle of a run on the endless stream; what it wrote last is a whole state."""
-    command = [sys.executable, "-W", "ignore", "-c", KILLED_RUN]
-    process = subprocess.Popen([*command, str(tmp_path / "killed"), "5000"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_RUN, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     steps = (int(line.split(",")[0]) for line in process.stdout)
-    assert next(step for step in steps if step >= 5) == 5
+    assert next(step for step in steps if step >= 6) == 6
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert (tmp_path / "killed" / "state.safetensors").exists()
     last = max(int(row.split(",")[0]) for row in (tmp_path / "killed" / "loss.csv").read_text().split())
-    for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name), str(last + 12)], check=True, stdout=subprocess.DEVNULL)
-    killed, whole = (load_file(tmp_path / name / "state.safetensors") for name in ("killed", "whole"))
-    assert all(torch.equal(killed[key], value) for key, value in whole.items())
-    assert (tmp_path / "whole" / "loss.png").stat().st_size > 1000
+    recipe = replace(SHAPES_RUN, steps=last + 8)
+    ends = [Training(recipe, SHAPES_TOPOLOGY, Stream(1)) for _ in range(2)]
+    for training, name in zip(ends, ("killed", "whole"), strict=True):
+        run(training, tmp_path / name, save_every=8)
+    assert _same(*ends)
+    assert (tmp_path / "whole" / "state.safetensors").read_bytes() == (
+        tmp_path / "killed" / "state.safetensors"
+    ).read_bytes()
+
+
+def test_progress_is_written_as_a_log_and_a_plot(topology, data, tmp_path):
+    run(Training(SMALL, topology, data.train), tmp_path, report_every=2, save_every=6)
+    rows = [row.split(",") for row in (tmp_path / "loss.csv").read_text().split()]
+    assert [int(row[0]) for row in rows] == [2, 4, 6]
+    assert all(float(cell) > 0 for row in rows for cell in row)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def _same(one: Training, other: Training) -> bool:
