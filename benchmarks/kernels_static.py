@@ -26,9 +26,10 @@ def rows_of(op: str, head_dim: int, bits: int, architecture: int, variants: str)
     """One row for each kernel that the op launches, for the plainest and the most demanding call."""
     dtype = torch.bfloat16 if bits == 16 else torch.float32
     tile = lookup(op, head_dim, bits, architecture)
-    chosen = aot_cases.variants(op, architecture)
+    plain = aot_cases.variants(op, architecture)
+    chosen = {"all": plain, "last": plain[-1:], "one-token": (aot_cases.ONE_TOKEN,)}[variants]
     rows = []
-    for variant in chosen[-1:] if variants == "last" else chosen:
+    for variant in chosen:
         for launch in aot_cases.launches(op, head_dim, dtype, variant, tile, architecture):
             binary = aot.compile_launch(launch, architecture)
             gradients = [name[5:].lower() for name, on in launch.arguments.items() if name.startswith("GRAD_") and on]
@@ -87,7 +88,9 @@ def main() -> None:
     parser.add_argument("--op", choices=aot_cases.OPS, action="append")
     parser.add_argument("--head-dim", type=int, choices=HEAD_DIMS, action="append")
     parser.add_argument("--bits", type=int, choices=(16, 32), action="append")
-    parser.add_argument("--variants", choices=("all", "last"), default="all", help="last: the most demanding call only")
+    parser.add_argument(
+        "--variants", choices=("all", "last", "one-token"), default="all", help="last: the most demanding"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--publish", action="store_true", help="write benchmarks/results/kernels-static.{json,md}")
     options = parser.parse_args()

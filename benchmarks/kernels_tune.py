@@ -47,7 +47,7 @@ def _hopper(op: str, head_dim: int) -> list[Tile]:
             return [Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 8, 3)]
         if head_dim == 128:
             return [Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)]
-        return [Tile(64, 32, 4, 2, 1, 128), Tile(64, 16, 4, 2, 1, 128), Tile(64, 32, 4, 2, 1, 64)]
+        return [Tile(64, 16, 4, 2, 1, 64), Tile(64, 32, 4, 2, 1, 128), Tile(64, 16, 4, 2, 1, 128)]
     if op == "flash_attention_jvp_backward_q":
         if head_dim <= 64:
             return [Tile(128, 32, 8, 2), Tile(128, 64, 8, 2, 2), Tile(64, 64, 4, 2, 2), Tile(64, 32, 4, 2)]
@@ -57,7 +57,7 @@ def _hopper(op: str, head_dim: int) -> list[Tile]:
     if head_dim <= 64:
         return [Tile(32, 128, 8, 2, 2), Tile(64, 128, 8, 2, 3), Tile(32, 64, 4, 2, 2), Tile(16, 128, 8, 2, 1)]
     if head_dim == 128:
-        return [Tile(32, 128, 8, 2, 3), Tile(32, 64, 4, 2, 3), Tile(16, 64, 4, 2, 3)]
+        return [Tile(16, 64, 4, 2, 3), Tile(32, 64, 4, 2, 3), Tile(32, 64, 4, 2, 3, 64), Tile(32, 128, 8, 2, 3)]
     return [Tile(16, 64, 4, 2, 3, 64)]
 
 
@@ -87,12 +87,14 @@ def _paged(op: str, head_dim: int) -> list[Tile]:
     if op == "paged_attention_decode":
         if head_dim <= 64:
             return [Tile(16, 128, 4, 4), Tile(16, 64, 4, 4), Tile(16, 64, 4, 6)]
-        return [Tile(16, 64, 4, 4), Tile(16, 128, 4, 4), Tile(16, 64, 4, 6), Tile(16, 32, 4, 4), Tile(16, 64, 8, 4)]
+        if head_dim == 128:
+            return [Tile(16, 64, 4, 4), Tile(16, 128, 4, 4), Tile(16, 64, 4, 6), Tile(16, 32, 4, 4), Tile(16, 64, 8, 4)]
+        return [Tile(16, 32, 4, 4), Tile(16, 32, 4, 6), Tile(16, 64, 8, 4)]
     if head_dim <= 64:
         return [Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)]
     if head_dim == 128:
-        return [Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(128, 64, 8, 2)]
-    return [Tile(64, 32, 8, 2), Tile(64, 16, 8, 2), Tile(64, 16, 8, 1), Tile(64, 16, 4, 1)]
+        return [Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)]
+    return [Tile(64, 16, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 1), Tile(64, 16, 4, 1)]
 
 
 def _ieee(op: str, head_dim: int) -> list[Tile]:

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from headway.config import ServiceConfig
+from headway.config import ServiceConfig, WorkerConfig
 from headway.errors import Unauthenticated
+from headway.lease import HEADER, LeaseCheck, read_secret
 from headway.yaml_file import read_mapping
 
 OPEN_TENANT = "default"
@@ -75,28 +76,41 @@ def _digests(tenant: str, listed: object) -> list[str]:
 class Authenticator:
     """Names the tenant of a call from its metadata and its connection."""
 
-    def __init__(self, keys: KeyRing | None = None, *, mutual_tls: bool = False) -> None:
+    worker_id = ""
+    """Who takes leases here; set before calls are taken."""
+
+    def __init__(
+        self, keys: KeyRing | None = None, *, mutual_tls: bool = False, leases: LeaseCheck | None = None
+    ) -> None:
         """`mutual_tls`: connections carry a client certificate that TLS has verified."""
-        self._keys, self._mutual_tls = keys, mutual_tls
+        self._keys, self._mutual_tls, self._leases = keys, mutual_tls, leases
 
     @classmethod
     def from_config(cls, config: ServiceConfig) -> "Authenticator":
-        """Reads the key file, if there is one. Raises `KeyFileError` or `YamlFileError`."""
+        """Reads the files of keys and secret, if there are such. Raises OSError, `KeyFileError` or `YamlFileError`."""
         keys = load_keys(config.api_keys) if config.api_keys is not None else None
-        return cls(keys, mutual_tls=config.tls_client_ca is not None)
+        secret = config.lease_secret if isinstance(config, WorkerConfig) else None
+        leases = LeaseCheck(read_secret(secret)) if secret is not None else None
+        return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases)
 
     def tenant(self, metadata: Iterable[tuple[str, str | bytes]], auth_context: Mapping[str, Iterable[bytes]]) -> str:
-        """The caller's tenant. A key decides before a certificate does. Raises `Unauthenticated`.
+        """The caller's tenant. A lease decides before a key, a key before a certificate. Raises `Unauthenticated`.
 
-        `auth_context` is gRPC's of the connection. Without keys and mutual TLS every caller is `OPEN_TENANT`.
+        `auth_context` is gRPC's of the connection. Without keys, mutual TLS and leases every caller is `OPEN_TENANT`.
         """
-        if self._keys is None and not self._mutual_tls:
+        if self._keys is None and not self._mutual_tls and self._leases is None:
             return OPEN_TENANT
+        if self._leases is not None:
+            leases = [value for name, value in metadata if name == HEADER]
+            if leases:
+                return _by_lease(self._leases, leases, self.worker_id)
         given = [value for name, value in metadata if name == "authorization"]
         if self._keys is not None and given:
             return _by_key(self._keys, given)
         if self._mutual_tls:
             return _by_certificate(tuple(auth_context.get("x509_common_name", ())))
+        if self._keys is None:
+            raise Unauthenticated("no lease; call a router of this mesh, or ask it with Pick")
         raise Unauthenticated("no API key; send metadata authorization: Bearer KEY")
 
 
@@ -108,6 +122,12 @@ def _by_key(keys: KeyRing, given: list[str | bytes]) -> str:
     if tenant is None:
         raise Unauthenticated("the API key is not known")
     return tenant
+
+
+def _by_lease(leases: LeaseCheck, given: list[str | bytes], worker_id: str) -> str:
+    if len(given) != 1 or not isinstance(given[0], bytes):
+        raise Unauthenticated(f"{HEADER} must be given once")
+    return leases.tenant(given[0], worker_id)
 
 
 def _by_certificate(names: tuple[bytes, ...]) -> str:

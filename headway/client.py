@@ -15,6 +15,7 @@ from typing import Any, Self
 import grpc
 
 from headway.channels import OPEN, Credentials, open_channel, open_sync_channel
+from headway.direct import FRAME, IMAGES, TEXT, DirectPath
 from headway.errors import from_rpc_error
 from headway.telemetry import inject
 from headway.v1 import (
@@ -113,9 +114,13 @@ def _stream(call: Any) -> Iterator[Any]:
 class AsyncHeadway:
     """The same client for asyncio. Make it inside the event loop that uses it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, credentials: Credentials = OPEN) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, credentials: Credentials = OPEN, *, direct: bool = False
+    ) -> None:
+        """`direct`: stream straight from the workers that the router picks, where they can be reached from here."""
         self._channel = open_channel(address, credentials)
         self._stubs = _Stubs(self._channel, credentials)
+        self._direct = DirectPath(self._channel, credentials) if direct else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,20 +132,28 @@ class AsyncHeadway:
 
     async def close(self) -> None:
         """Ends what is in flight and closes the connection."""
+        if self._direct is not None:
+            await self._direct.close()
         await self._channel.close(None)
 
     def text(self, request: text_pb2.GenerateRequest, *, deadline_s: float) -> AsyncIterator[text_pb2.GenerateResponse]:
         """Streams a plan, token chunks and a summary."""
+        if self._direct is not None:
+            return self._direct.messages(TEXT, request, deadline_s)
         return _astream(self._stubs.text.Generate(request, **self._stubs.options(deadline_s)))
 
     def images(
         self, request: image_pb2.GenerateImagesRequest, *, deadline_s: float
     ) -> AsyncIterator[image_pb2.GenerateImagesResponse]:
         """Streams a plan, images and a summary."""
+        if self._direct is not None:
+            return self._direct.messages(IMAGES, request, deadline_s)
         return _astream(self._stubs.image.Generate(request, **self._stubs.options(deadline_s)))
 
     async def render(self, request: splat_pb2.RenderRequest, *, deadline_s: float) -> splat_pb2.RenderResponse:
         """Renders one frame."""
+        if self._direct is not None:
+            return [message async for message in self._direct.messages(FRAME, request, deadline_s)][-1]
         return await self._call(self._stubs.splat.Render, request, deadline_s)
 
     async def text_models(self, *, deadline_s: float = 5.0) -> text_pb2.ListTextModelsResponse:

@@ -168,6 +168,14 @@ class WorkerConfig(ServiceConfig):
     admission_quantile: float = setting(
         0.999, "work is admitted when this share comes by its deadline", group="Quality", unit="SHARE", gt=0, lt=1
     )
+    lease_secret: Annotated[FilePath | None, OrOff] = setting(
+        None, "file with the secret that the mesh's routers share with its workers: work is then taken only with a "
+        "router's lease, which names the tenant, or a key or certificate", group="Security", unit="FILE",
+    )  # fmt: skip
+    policy: str = setting(
+        "headway", "who decides rungs: headway, or to compare: lowest, fixed:RUNG, threshold[:ANSWERS], fifo[:RUNG]",
+        group="Quality", unit="NAME",
+    )  # fmt: skip
     threads: Annotated[int | None, OrOff] = setting(
         None, "threads that a step uses; off: as many as there are cores", group="Device", unit="N", ge=1, le=1024
     )

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -41,14 +41,15 @@ class Cost:
 
     def quantile_ms(self, quantile: float) -> float:
         """The time that is enough with this probability, by a normal approximation; never below 0."""
-        return max(0.0, self.mean_ms + _z(quantile) * math.sqrt(self.var_ms2))
+        return max(0.0, self.mean_ms + z_of(quantile) * math.sqrt(self.var_ms2))
 
 
 ZERO = Cost(0.0)
 
 
 @lru_cache(maxsize=64)
-def _z(quantile: float) -> float:
+def z_of(quantile: float) -> float:
+    """How many standard deviations above the mean a quantile of the normal distribution lies."""
     return NormalDist().inv_cdf(quantile)
 
 
@@ -60,6 +61,8 @@ class StepCurve:
     """
 
     points: tuple[tuple[int, Cost], ...]
+    _known: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `step` found, by items up to the batch: the planner asks for the same sizes again and again."""
 
     def __post_init__(self) -> None:
         sizes = [size for size, _ in self.points]
@@ -76,6 +79,15 @@ class StepCurve:
         mean_ms = below.mean_ms + share * (above.mean_ms - below.mean_ms)
         var_ms2 = below.var_ms2 + share * (above.var_ms2 - below.var_ms2)
         return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
+
+    def step(self, items: int, max_batch: int) -> Cost:
+        """The cost of one step over `items`; more than `max_batch`, and than was measured, take several passes."""
+        if items > max_batch and items > self.points[-1][0]:
+            return self.step(max_batch, max_batch).times(math.ceil(items / max_batch))
+        known = self._known.get(items)
+        if known is None:
+            known = self._known[items] = self.at(items)
+        return known
 
     def scaled(self, scale: Cost) -> "StepCurve":
         """Every cost times a factor: see `Cost.scaled`."""
@@ -155,41 +167,57 @@ Foreign = Sequence[tuple[float, float]]
 def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, foreign: Foreign = ()) -> list[Cost]:
     """When each load would finish, from now, in the order given (the order in which the engine prefers them).
 
-    Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
-    alone, in several passes. Foreign work that is due earlier than a load goes before it. Pure; O(n log n).
+    Foreign work that is due earlier than a load goes before it. Pure; O(n log n).
     """
-    finish = [ZERO] * len(loads)
-    mean_ms, var_ms2, played, items, waiting = 0.0, 0.0, 0, 0, 0  # plain numbers: this is the planner's inner loop
-    active: list[tuple[int, int]] = []  # a heap of (step after which it is done, index)
-    while waiting < len(loads) or active:
-        while waiting < len(loads) and (not active or items + loads[waiting].items <= max_batch):
-            load = loads[waiting]
-            mean_ms, var_ms2 = mean_ms + load.setup.mean_ms, var_ms2 + load.setup.var_ms2
-            items += load.items
-            heapq.heappush(active, (played + load.steps_left, waiting))
-            waiting += 1
-        rounds = active[0][0] - played
-        if rounds:
-            step = _step(items, curve, max_batch)
-            mean_ms, var_ms2 = mean_ms + rounds * step.mean_ms, var_ms2 + rounds * step.var_ms2
-            played += rounds
-        while active and active[0][0] == played:
-            _, index = heapq.heappop(active)
-            finish[index] = Cost(mean_ms, var_ms2)
-            items -= loads[index].items
+    finish = [Cost(mean_ms, var_ms2) for mean_ms, var_ms2 in zip(*play(loads, curve, max_batch), strict=True)]
     if not foreign:
         return finish
     return [cost + Cost(ahead_ms(load.due_s, foreign)) for load, cost in zip(loads, finish, strict=True)]
 
 
+def play(loads: Sequence[Load], curve: StepCurve, max_batch: int) -> tuple[list[float], list[float]]:
+    """Mean and variance of each load's finish: the engine's loop, played forward a run of equal steps at a time.
+
+    Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
+    alone, in several passes. Plain numbers, because this is the planner's inner loop. Pure; O(n log n).
+    """
+    means, variances = [0.0] * len(loads), [0.0] * len(loads)
+    mean_ms, var_ms2, played, items = 0.0, 0.0, 0, 0
+    ends: list[int] = []  # a heap of the steps after which loads are done
+    done_at: dict[int, list[int]] = {}  # indexes of those loads
+    for index, load in enumerate(loads):
+        size = load.items
+        while ends and items + size > max_batch:
+            end = heapq.heappop(ends)
+            if end > played:
+                step = curve.step(items, max_batch)
+                mean_ms, var_ms2 = mean_ms + (end - played) * step.mean_ms, var_ms2 + (end - played) * step.var_ms2
+                played = end
+            for each in done_at.pop(end):
+                means[each], variances[each] = mean_ms, var_ms2
+                items -= loads[each].items
+        setup = load.setup
+        mean_ms, var_ms2, items = mean_ms + setup.mean_ms, var_ms2 + setup.var_ms2, items + size
+        end = played + load.steps_left
+        if end in done_at:
+            done_at[end].append(index)
+        else:
+            done_at[end] = [index]
+            heapq.heappush(ends, end)
+    for end in sorted(ends):
+        if end > played:
+            step = curve.step(items, max_batch)
+            mean_ms, var_ms2 = mean_ms + (end - played) * step.mean_ms, var_ms2 + (end - played) * step.var_ms2
+            played = end
+        for each in done_at[end]:
+            means[each], variances[each] = mean_ms, var_ms2
+            items -= loads[each].items
+    return means, variances
+
+
 def solo_ms(load: Load, curve: StepCurve, max_batch: int) -> float:
     """Mean device time of one load alone, as `predict_finish` has it."""
-    return load.setup.mean_ms + load.steps_left * _step(load.items, curve, max_batch).mean_ms
-
-
-def _step(items: int, curve: StepCurve, max_batch: int) -> Cost:
-    cost = curve.at(min(items, max_batch))
-    return cost if items <= max_batch else cost.times(math.ceil(items / max_batch))
+    return load.setup.mean_ms + load.steps_left * curve.step(load.items, max_batch).mean_ms
 
 
 def ahead_ms(due_s: float, foreign: Foreign) -> float:

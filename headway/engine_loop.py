@@ -14,8 +14,8 @@ import signal
 import statistics
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Generic
 
@@ -23,7 +23,8 @@ from headway.cost import Cost, LearnedScale, ahead_ms
 from headway.deadline import Clock
 from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
-from headway.planning import Choice, Job, QueuePlan, Setting, admit, plan_queue, reason_of
+from headway.planning import Choice, Job, QueuePlan, Setting
+from headway.policy import Planned, Policy
 from headway.ticket import Event, Finished, Ticket
 from headway.v1 import common_pb2
 
@@ -51,7 +52,10 @@ class EngineLoop(Generic[W]):
         observer: Observer,
         name: str,
         pulse: Pulse | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        """`policy` is used under the loop's lock alone; None: Headway's own."""
+        self.policy = policy or Planned()
         self._scheduler, self._engine = scheduler, engine
         self._clock, self._device, self._observer = clock, device, observer
         self._works: dict[int, W] = {}
@@ -69,6 +73,7 @@ class EngineLoop(Generic[W]):
         """Something was refused while nothing was admitted: is the host still as slow?"""
         self._stopping = False
         self._draining = False
+        self._series = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._main, name=f"{name}-engine", daemon=True)
         self._next_change = asyncio.Event()
@@ -94,9 +99,24 @@ class EngineLoop(Generic[W]):
             pending = list(self._works.values())
         while True:
             changed = self.changes()
-            if all(work.ticket.done for work in pending):
+            if all(work.ticket.done for work in pending) and not self._series:
                 return len(pending)
             await changed.wait()
+
+    @contextmanager
+    def series(self) -> Iterator[None]:
+        """Holds an answer that is made of several works, one after another: `drain` waits for its end.
+
+        Its later works have tickets that follow (`Ticket.follows`). Raises `Draining`. Belongs to the asyncio side.
+        """
+        if self._draining or self._stopping:
+            raise _draining()
+        self._series += 1
+        try:
+            yield
+        finally:
+            self._series -= 1
+            self._tell_watchers()
 
     def changes(self) -> asyncio.Event:
         """An event that is set at the next change of the state."""
@@ -123,8 +143,8 @@ class EngineLoop(Generic[W]):
     def _admit(self, work: W) -> None:
         ticket = work.ticket
         with self._changed:
-            if self._draining or self._stopping:
-                raise Draining("the worker drains and takes nothing new", retry_after_s=1.0)
+            if self._stopping or (self._draining and not ticket.follows):
+                raise _draining()
             now_s = self._clock()
             ticket.budget.check(now_s)
             scale = self._scale.value
@@ -140,7 +160,7 @@ class EngineLoop(Generic[W]):
 
     def _plan_with(self, job: Job, setting: Setting, ticket: Ticket) -> QueuePlan:
         try:
-            return admit(self._jobs(setting.now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
+            return self.policy.admit(self._jobs(setting.now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
         except Refused:
             if not self._works and self._pulse is not None and setting.now_s - self._pulsed_s > _FIRST_PULSE_S:
                 self._doubted, self._pulse_pause_s = True, _FIRST_PULSE_S
@@ -148,12 +168,11 @@ class EngineLoop(Generic[W]):
             raise
 
     def _promise(self, ticket: Ticket, choice: Choice, setting: Setting) -> None:
-        wish = ticket.wish
         ticket.admitted_s, ticket.predicted = setting.now_s, choice.finish + Cost(setting.overhead_ms)
         told, most_ms = ticket.predicted.scaled(self._stretch.value), ticket.budget.total_s * 1000
         ticket.plan = common_pb2.Plan(
             rung=choice.option.rung.to_proto(),
-            reason=reason_of(choice.job, choice.level, setting, exact=wish.exact, floored=wish.floored),
+            reason=self.policy.reason(choice, setting, ticket.wish),
             steps=max(1, choice.option.load.steps_left),
             budget_ms=ticket.budget.total_s * 1000,
             predicted_p50_ms=min(told.quantile_ms(0.5), most_ms),
@@ -255,11 +274,11 @@ class EngineLoop(Generic[W]):
         events = self._drop_gone(now_s)
         scale = self._scale.value
         setting = self._scheduler.setting(now_s, self._device.others(), scale)
-        plan = plan_queue(self._jobs(now_s), setting)
+        plan = self.policy.plan(self._jobs(now_s), setting)
         self._follow(plan)
         if now_s - self._declared_s >= _DECLARE_EVERY_S:
             self._declare(plan, setting)
-        works = [self._works[key] for key in plan]
+        works = [self._works[key] for key in self.policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, scale) if works else None
         return events, batch, math.inf if batch is None else _due_s(batch)
 
@@ -270,6 +289,7 @@ class EngineLoop(Generic[W]):
                 self._remove(work)
             elif work.ticket.budget.remaining_s(now_s) <= 0:
                 events.append((work.ticket, Expired("the deadline passed before the work was done")))
+                self.policy.ended(_share_of_target(work.ticket, now_s))
                 self._remove(work)
         return events
 
@@ -306,8 +326,10 @@ class EngineLoop(Generic[W]):
         for ticket, event in events:
             if isinstance(event, Finished | HeadwayError) and ticket.key in self._works:
                 if isinstance(event, Finished):
+                    now_s = self._clock()
                     self._learn_stretch(ticket)
-                    self._observer.finished(ticket, self._clock())
+                    self.policy.ended(_share_of_target(ticket, now_s))
+                    self._observer.finished(ticket, now_s)
                 self._remove(self._works[ticket.key])
 
     def _learn_stretch(self, ticket: Ticket) -> None:
@@ -350,6 +372,16 @@ class EngineLoop(Generic[W]):
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
             return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)
+
+
+def _draining() -> Draining:
+    return Draining("the worker drains and takes nothing new", retry_after_s=1.0)
+
+
+def _share_of_target(ticket: Ticket, now_s: float) -> float:
+    """The time since the call came over the time that its answer was wanted in."""
+    arrival_s = ticket.budget.arrival_s
+    return (now_s - arrival_s) / max(ticket.target_s - arrival_s, 1e-6)
 
 
 def _due_s(batch: Batch[Any]) -> float:

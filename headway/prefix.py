@@ -125,6 +125,11 @@ class ElementType(IntEnum):
         return 4 if self is ElementType.FLOAT32 else 2
 
 
+def block_key(block: bytes) -> bytes:
+    """Where a block lies in Redis: the same for the prefix cache's service and for workers that reach Redis."""
+    return b"headway:block:1:" + block
+
+
 class PayloadError(ValueError):
     """The payload is damaged, of another version, or not of the block and model that were asked for."""
 
@@ -188,6 +193,13 @@ def unpack(stored: bytes, *, block: bytes, fingerprint: bytes) -> tuple[PayloadH
     if (header.block, header.fingerprint) != (block, fingerprint):
         raise PayloadError("it is another block's or another model's")
     return header, payload
+
+
+def inspect(stored: bytes, *, block: bytes) -> PayloadHeader:
+    """The header of what is to be stored for `block`, whatever the model. Raises `PayloadError`."""
+    if len(stored) < HEADER_BYTES:
+        raise PayloadError(f"{len(stored)} bytes; at least {HEADER_BYTES}")
+    return unpack(stored, block=block, fingerprint=stored[_FIELDS.size - HASH_BYTES : _FIELDS.size])[0]
 
 
 def _header(stored: bytes, size: int) -> PayloadHeader:

@@ -15,6 +15,7 @@ FORMATS: Mapping[str, common_pb2.PixelFormat] = {
     "jpeg": common_pb2.PIXEL_FORMAT_JPEG,
     "webp": common_pb2.PIXEL_FORMAT_WEBP,
     "raw": common_pb2.PIXEL_FORMAT_RAW,
+    "float32": common_pb2.PIXEL_FORMAT_FLOAT32,
 }
 _FLOORS = {"nfe": int, "tokens": int, "psnr_db": float, "normalised": float}
 
@@ -84,16 +85,22 @@ def images_request(
     count: int | None = None,
     model: str = "",
     seed: int | None = None,
+    guidance: float | None = None,
     format: str = "png",
+    encoding_quality: int | None = None,
+    previews: bool = False,
     level: common_pb2.ServiceLevel | None = None,
 ) -> image_pb2.GenerateImagesRequest:
-    """A request for images: one label for all of `count`, or a label for each."""
+    """A request for images: one label for all of `count`, or a label for each; with `previews` after each step."""
     return image_pb2.GenerateImagesRequest(
         model=model,
         labels=[labels] if isinstance(labels, int) else labels,
         count=count,
         seed=seed,
+        guidance=guidance,
         format=_format(format),
+        encoding_quality=encoding_quality,
+        previews=previews,
         service_level=level,
     )
 

@@ -46,7 +46,7 @@ tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default="default"
 
 _OURS = "/headway.v1."
 _KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
-_WORK = {"Generate", "Render", "RenderPath"}
+_WORK = {"Generate", "Render", "RenderProgressive", "RenderPath"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Service:
     clock: Clock
     closing: AsyncExitStack
     """What is entered here is left when the service stops."""
+    authenticator: Authenticator
 
 
 Build = Callable[[Service], Awaitable[Served]]
@@ -231,8 +232,7 @@ async def serve(
     """
     async with AsyncExitStack() as closing:
         service = _make_service(config, name, closing)
-        authenticator = _authenticator(config)
-        guard = CallGuard(service, authenticator, config.max_concurrent_rpcs, span)
+        guard = CallGuard(service, service.authenticator, config.max_concurrent_rpcs, span)
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
@@ -264,14 +264,14 @@ def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> 
         log.info("metrics on http://%s:%d/metrics", host, endpoint.port)
     lag = asyncio.create_task(watch_loop_lag(metrics))
     closing.callback(lag.cancel)
-    return Service(name, metrics, tracing, time.monotonic, closing)
+    return Service(name, metrics, tracing, time.monotonic, closing, _authenticator(config))
 
 
 def _authenticator(config: ServiceConfig) -> Authenticator:
     try:
         return Authenticator.from_config(config)
     except (OSError, ValueError) as error:
-        raise StartError(f"api_keys: {error}") from error
+        raise StartError(f"api_keys or lease_secret: {error}") from error
 
 
 def _server_options(config: ServiceConfig) -> list[tuple[str, int]]:

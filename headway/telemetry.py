@@ -31,6 +31,7 @@ from headway.v1 import errors_pb2
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _WAITS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_REFUSALS_S = (0.0003, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1)
 _SPANS_S = (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60)
 _SIGNED_S = (-10, -3, -1, -0.3, -0.1, -0.03, -0.01, -0.003, 0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 _LAGS_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.3, 1)
@@ -155,7 +156,7 @@ class Metrics:
         self.missed = self._counter("missed", "Answers too late, by what they were held to.", "kind", "by")
         self.refusals = self._counter("refusals", "Requests refused before work.", "kind", "reason")
         self.refusal_seconds = self._histogram(
-            "refusal_seconds", "From a request's arrival to its refusal.", _WAITS_S, "kind"
+            "refusal_seconds", "From a request's arrival to its refusal.", _REFUSALS_S, "kind"
         )
 
     def _quality_metrics(self) -> None:

@@ -33,6 +33,8 @@ class Ticket:
     wish: Wish
     target_s: float
     """When the answer is wanted; monotonic, at most `budget.due_s`."""
+    follows: bool = False
+    """Part of an answer that was admitted before: it is taken even while the worker drains."""
     key: int = field(default_factory=lambda: next(_keys))
     plan: common_pb2.Plan | None = None
     """The promise; set at admission."""

@@ -1,7 +1,8 @@
 """What every worker has in common: the `Worker` service, tickets, metrics and traces of its engine loop."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,14 @@ from headway.engine import Batch, Lease, Snapshot
 from headway.engine_loop import EngineLoop
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.planning import predict
+from headway.policy import DEFAULT, Policy, policy_of
 from headway.quality import Ladder, Rung, read_wish
-from headway.server import Registration, Served, Service
+from headway.server import Registration, Served, Service, StartError
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 _MOST_LOADS = 64
 _DEFAULT_INTERVAL_S = 0.05
@@ -78,6 +82,17 @@ class LoopObserver:
     def finished(self, ticket: Ticket, now_s: float) -> None:
         actual_s = now_s - ticket.admitted_s
         self._metrics.finish_error.labels(self._kind).observe(actual_s - ticket.predicted.mean_ms / 1000)
+
+
+def worker_policy(config: WorkerConfig, ladders: Sequence[Ladder]) -> Policy:
+    """The policy that the configuration names; says so in the log unless it is Headway's. Raises `StartError`."""
+    try:
+        policy = policy_of(config.policy, ladders)
+    except ValueError as error:
+        raise StartError(f"policy: {error}") from error
+    if policy.name != DEFAULT:
+        log.warning("rungs are decided by the policy %s, and not by Headway's planner", policy.name)
+    return policy
 
 
 class WorkerRuntime:
@@ -157,6 +172,8 @@ class WorkerRuntime:
 def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Server], None]) -> Served:
     """What a worker's `build` returns: its own service beside `headway.v1.Worker`, drained by its engine loop."""
 
+    runtime.service.authenticator.worker_id = runtime.identity.worker_id
+
     def add_worker(server: grpc.aio.Server) -> None:
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(runtime), server)
 
@@ -187,6 +204,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             precision=identity.precision,
             version=__version__,
             threads=identity.threads,
+            policy=self._runtime.loop.policy.name,
         )
 
     async def Watch(

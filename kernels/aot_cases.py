@@ -14,7 +14,7 @@ from kernels.flash_attention_jvp import triton_backward as jvp_backward
 from kernels.paged_attention import PagedBatch
 from kernels.paged_attention import triton as paged
 from kernels.ragged import Ragged, Spec
-from kernels.tiles import Tile
+from kernels.tiles import Tile, table, tile_key
 
 OPS = (
     "flash_attention",
@@ -26,9 +26,20 @@ OPS = (
 )
 # Decode's query tile has 16 rows, too few for wgmma (64); products in IEEE float32 run on no tensor core at all.
 WITHOUT_WGMMA = ("paged_attention_decode",)
-BATCH, HEADS, KV_HEADS, TOKENS = 2, 8, 2, 4096
-BLOCK_SIZE, CACHE_BLOCKS = 16, 1024
-OTHER_SIDE = Tile(64, 64, 4, 1)
+BLOCK_SIZE, TOKENS = 16, 4096
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a call is. Compilation needs but grouped heads; measurement needs enough to fill a GPU."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    prefill_tokens: int
+
+
+COMPILED, MEASURED, MEASURED_DECODE = Size(2, 8, 2, 256), Size(8, 8, 8, 1024), Size(64, 32, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,12 @@ class Variant:
     causal: bool = False
     ragged: bool = False
     cache: torch.dtype | None = None  # of a quantised paged cache
+    tokens: int = TOKENS
 
 
 DENSE, RAGGED = Variant(), Variant(causal=True, ragged=True)
+# Triton turns every size and stride of 1 into a constant: a call with one token is other code than one with many.
+ONE_TOKEN = Variant(causal=True, tokens=1)
 
 
 def variants(op: str, architecture: int) -> tuple[Variant, ...]:
@@ -94,8 +108,10 @@ def runner(
         return lambda: flash.forward(q, k, k, spec, tile, architecture)
     if op == "flash_attention_jvp":
         return lambda: jvp.forward(q, k, k, q, k, k, spec, tile, architecture)
-    # Both sides run; the other side gets a tile that is valid and the same whatever the candidate.
-    tiles = (tile, OTHER_SIDE) if op.endswith("_q") else (OTHER_SIDE, tile)
+    # Both sides run; the other side has its own tile from the table, the same whatever the candidate.
+    other_op = "flash_attention_jvp_backward_" + ("kv" if op.endswith("_q") else "q")
+    other = table(architecture).get(tile_key(other_op, head_dim, dtype.itemsize * 8), Tile(16, 16, 4, 1))
+    tiles = (tile, other) if op.endswith("_q") else (other, tile)
     return lambda: jvp_backward.backward(
         q, k, k, q, k, k, q, q, rows, rows, q, q, rows, rows, spec, *tiles, architecture
     )
@@ -105,15 +121,16 @@ def _operands(
     head_dim: int, dtype: torch.dtype, variant: Variant, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Spec]:
     """q, k (v has its shape), an lse, and the spec."""
+    size, tokens = COMPILED if device.type == "meta" else MEASURED, variant.tokens
+    ragged = None
+    shapes = [(size.batch, heads, tokens, head_dim) for heads in (size.heads, size.kv_heads)]
+    rows = shapes[0][:-1]
     if variant.ragged:
-        tokens = BATCH * TOKENS
-        shapes = (tokens, HEADS, head_dim), (tokens, KV_HEADS, head_dim), (HEADS, tokens)
-        ragged = Ragged.from_lengths([TOKENS] * BATCH, device=device)
-    else:
-        shapes = (BATCH, HEADS, TOKENS, head_dim), (BATCH, KV_HEADS, TOKENS, head_dim), (BATCH, HEADS, TOKENS)
-        ragged = None
-    q, k = (_random(shape, device).to(dtype) for shape in shapes[:2])
-    return q, k, _random(shapes[2], device), Spec(variant.causal, head_dim**-0.5, ragged)
+        shapes = [(size.batch * tokens, heads, head_dim) for heads in (size.heads, size.kv_heads)]
+        rows = (size.heads, size.batch * tokens)
+        ragged = Ragged.from_lengths([tokens] * size.batch, device=device)
+    q, k = (_random(shape, device).to(dtype) for shape in shapes)
+    return q, k, _random(rows, device), Spec(variant.causal, head_dim**-0.5, ragged)
 
 
 def _paged(
@@ -125,20 +142,24 @@ def _paged(
     architecture: int,
     device: torch.device,
 ) -> Callable[[], object]:
-    q_tokens, splits = (1, 4) if op == "paged_attention_decode" else (256, 1)
-    table = list(range(TOKENS // BLOCK_SIZE))
+    decode = op == "paged_attention_decode"
+    size = COMPILED if device.type == "meta" else MEASURED_DECODE if decode else MEASURED
+    q_tokens = min(variant.tokens, 1 if decode else size.prefill_tokens)
+    splits = 4 if decode and size is COMPILED else 1  # compile the merge too; a measured batch fills the GPU
+    blocks = -(-variant.tokens // BLOCK_SIZE)
     batch = PagedBatch.build(
-        [table] * BATCH,
-        [TOKENS] * BATCH,
-        [q_tokens] * BATCH,
+        torch.randperm(size.batch * blocks).view(size.batch, blocks).tolist(),
+        [variant.tokens] * size.batch,
+        [q_tokens] * size.batch,
         block_size=BLOCK_SIZE,
-        cache_blocks=CACHE_BLOCKS,
+        cache_blocks=size.batch * blocks,
         device=device,
     )
-    q = _random((BATCH * q_tokens, HEADS, head_dim), device).to(dtype)
-    cache = _random((CACHE_BLOCKS, BLOCK_SIZE, KV_HEADS, head_dim), device).to(variant.cache or dtype)
-    scales = _random(cache.shape[:3], device) if variant.cache else None
-    return lambda: paged.forward(q, cache, cache, scales, scales, batch, head_dim**-0.5, tile, splits, architecture)
+    q = _random((size.batch * q_tokens, size.heads, head_dim), device).to(dtype)
+    shape = (size.batch * blocks, BLOCK_SIZE, size.kv_heads, head_dim)
+    k, v = (_random(shape, device).to(variant.cache or dtype) for _ in range(2))
+    scales = _random(shape[:3], device) if variant.cache else None
+    return lambda: paged.forward(q, k, v, scales, scales, batch, head_dim**-0.5, tile, splits, architecture)
 
 
 def _random(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -15,6 +15,7 @@ from headway import __version__
 from headway.cli import calls, options, show
 from headway.cli.readiness import is_ready
 from headway.cli.run_folder import RunFolderError, default_run_folder
+from headway.cli.scene import app as scene_app
 from headway.cli.supervisor import StartFailed
 from headway.cli.topology import GrpcReady, default_models
 from headway.cli.up import UpError, UpOptions, down, up, up_detached
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(scene_app)
 notes = Console(stderr=True)
 
 

@@ -33,6 +33,7 @@ class RungReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUNG_REASON_FLOOR: _ClassVar[RungReason]
     RUNG_REASON_EXACT: _ClassVar[RungReason]
     RUNG_REASON_CACHED: _ClassVar[RungReason]
+    RUNG_REASON_POLICY: _ClassVar[RungReason]
 
 class PixelFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,6 +58,7 @@ RUNG_REASON_REPLANNED_LATE: RungReason
 RUNG_REASON_FLOOR: RungReason
 RUNG_REASON_EXACT: RungReason
 RUNG_REASON_CACHED: RungReason
+RUNG_REASON_POLICY: RungReason
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat
 PIXEL_FORMAT_PNG: PixelFormat
 PIXEL_FORMAT_JPEG: PixelFormat

@@ -72,28 +72,29 @@ class PrefixCacheServicer:
     """
 
     def Fetch(self, request, context):
-        """Reads blocks. Not served yet: answers UNIMPLEMENTED.
+        """Reads blocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Store(self, request, context):
-        """Writes blocks. Not served yet: answers UNIMPLEMENTED.
+        """Writes blocks; each must be what its header says (headway/prefix.py).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """A worker tells which prefixes it holds. Not served yet: answers UNIMPLEMENTED.
+        """A worker tells which prefixes it holds: a snapshot first, then what changes, numbered without a gap.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams which worker holds which prefixes. Not served yet: answers UNIMPLEMENTED.
+        """Streams which worker holds which prefixes: all there is, then what changes. A worker whose lease lapses is reported with
+        an empty snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,6 +64,18 @@ class PickResponse(_message.Message):
     lease_ttl: _duration_pb2.Duration
     def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., lease: _Optional[bytes] = ..., lease_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class LeaseClaims(_message.Message):
+    __slots__ = ("tenant", "worker_ids", "expires_unix_ms", "nonce")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    expires_unix_ms: int
+    nonce: bytes
+    def __init__(self, tenant: _Optional[str] = ..., worker_ids: _Optional[_Iterable[str]] = ..., expires_unix_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
 class ListWorkersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

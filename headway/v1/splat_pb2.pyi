@@ -2,13 +2,22 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from headway.v1 import common_pb2 as _common_pb2
+from headway.v1 import errors_pb2 as _errors_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class VideoFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VIDEO_FORMAT_UNSPECIFIED: _ClassVar[VideoFormat]
+    VIDEO_FORMAT_H264_MP4: _ClassVar[VideoFormat]
+VIDEO_FORMAT_UNSPECIFIED: VideoFormat
+VIDEO_FORMAT_H264_MP4: VideoFormat
 
 class Vector3(_message.Message):
     __slots__ = ("x", "y", "z")
@@ -115,22 +124,50 @@ class RenderResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class RenderPathRequest(_message.Message):
-    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level")
+    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video")
     SCENE_FIELD_NUMBER: _ClassVar[int]
     CAMERAS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_BETWEEN_FIELD_NUMBER: _ClassVar[int]
     FRAMES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    START_DELAY_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
     scene: str
     cameras: _containers.RepeatedCompositeFieldContainer[Camera]
     frames_between: int
     frames_per_second: float
     options: FrameOptions
     service_level: _common_pb2.ServiceLevel
-    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ...) -> None: ...
+    start_delay: _duration_pb2.Duration
+    video: VideoFormat
+    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ...) -> None: ...
 
 class PathFrame(_message.Message):
+    __slots__ = ("index", "frame", "served", "skipped")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    frame: Frame
+    served: _common_pb2.Served
+    skipped: _errors_pb2.ErrorReason
+    def __init__(self, index: _Optional[int] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ..., skipped: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ...) -> None: ...
+
+class RenderPathResponse(_message.Message):
+    __slots__ = ("plan", "frame", "served", "video")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
+    plan: _common_pb2.Plan
+    frame: PathFrame
+    served: _common_pb2.Served
+    video: bytes
+    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[PathFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ..., video: _Optional[bytes] = ...) -> None: ...
+
+class ProgressiveFrame(_message.Message):
     __slots__ = ("index", "frame", "served")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
@@ -140,15 +177,15 @@ class PathFrame(_message.Message):
     served: _common_pb2.Served
     def __init__(self, index: _Optional[int] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
-class RenderPathResponse(_message.Message):
+class RenderProgressiveResponse(_message.Message):
     __slots__ = ("plan", "frame", "served")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     plan: _common_pb2.Plan
-    frame: PathFrame
+    frame: ProgressiveFrame
     served: _common_pb2.Served
-    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[PathFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[ProgressiveFrame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class ListScenesRequest(_message.Message):
     __slots__ = ()

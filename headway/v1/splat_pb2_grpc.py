@@ -40,6 +40,11 @@ class SplatRenderingStub:
                 request_serializer=headway_dot_v1_dot_splat__pb2.RenderRequest.SerializeToString,
                 response_deserializer=headway_dot_v1_dot_splat__pb2.RenderResponse.FromString,
                 _registered_method=True)
+        self.RenderProgressive = channel.unary_stream(
+                '/headway.v1.SplatRendering/RenderProgressive',
+                request_serializer=headway_dot_v1_dot_splat__pb2.RenderRequest.SerializeToString,
+                response_deserializer=headway_dot_v1_dot_splat__pb2.RenderProgressiveResponse.FromString,
+                _registered_method=True)
         self.RenderPath = channel.unary_stream(
                 '/headway.v1.SplatRendering/RenderPath',
                 request_serializer=headway_dot_v1_dot_splat__pb2.RenderPathRequest.SerializeToString,
@@ -73,8 +78,17 @@ class SplatRenderingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderProgressive(self, request, context):
+        """Renders one frame again and again, each time better, until the top rung that the caller allows is reached or nothing
+        better fits before the deadline: the plan, a coarse frame, better ones, what was served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenderPath(self, request, context):
-        """Renders frames along a path, streamed in order. Not served yet: answers UNIMPLEMENTED.
+        """Renders frames along a path, streamed in order: the plan, every frame or that it was skipped, what was served. A slow
+        reader holds the path back: a few frames at most wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +122,11 @@ def add_SplatRenderingServicer_to_server(servicer, server):
                     servicer.Render,
                     request_deserializer=headway_dot_v1_dot_splat__pb2.RenderRequest.FromString,
                     response_serializer=headway_dot_v1_dot_splat__pb2.RenderResponse.SerializeToString,
+            ),
+            'RenderProgressive': grpc.unary_stream_rpc_method_handler(
+                    servicer.RenderProgressive,
+                    request_deserializer=headway_dot_v1_dot_splat__pb2.RenderRequest.FromString,
+                    response_serializer=headway_dot_v1_dot_splat__pb2.RenderProgressiveResponse.SerializeToString,
             ),
             'RenderPath': grpc.unary_stream_rpc_method_handler(
                     servicer.RenderPath,
@@ -158,6 +177,33 @@ class SplatRendering:
             '/headway.v1.SplatRendering/Render',
             headway_dot_v1_dot_splat__pb2.RenderRequest.SerializeToString,
             headway_dot_v1_dot_splat__pb2.RenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderProgressive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headway.v1.SplatRendering/RenderProgressive',
+            headway_dot_v1_dot_splat__pb2.RenderRequest.SerializeToString,
+            headway_dot_v1_dot_splat__pb2.RenderProgressiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

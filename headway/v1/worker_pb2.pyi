@@ -25,7 +25,7 @@ class Asset(_message.Message):
     def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("worker_id", "kind", "assets", "engine", "device", "device_id", "precision", "version", "threads")
+    __slots__ = ("worker_id", "kind", "assets", "engine", "device", "device_id", "precision", "version", "threads", "policy")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ASSETS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class DescribeResponse(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     kind: _common_pb2.Kind
     assets: _containers.RepeatedCompositeFieldContainer[Asset]
@@ -44,7 +45,8 @@ class DescribeResponse(_message.Message):
     precision: str
     version: str
     threads: int
-    def __init__(self, worker_id: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., assets: _Optional[_Iterable[_Union[Asset, _Mapping]]] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., device_id: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+    policy: str
+    def __init__(self, worker_id: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., assets: _Optional[_Iterable[_Union[Asset, _Mapping]]] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., device_id: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., threads: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class WatchWorkerRequest(_message.Message):
     __slots__ = ("min_interval",)

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headway.errors import BadInput, Unimplemented
+from headway.errors import BadInput
 from headway.v1 import common_pb2, image_pb2
 from services.dit_worker.encode import DEFAULT_QUALITY, Format, supports
 from services.dit_worker.model.checkpoint import Config
@@ -30,9 +30,7 @@ class RequestLimits:
 
 
 def read_request(request: image_pb2.GenerateImagesRequest, limits: RequestLimits) -> ImagesSpec:
-    """The request in our own terms. Raises BadInput with every field that is wrong, and Unimplemented."""
-    if request.previews:
-        raise Unimplemented("previews: not served yet")
+    """The request in our own terms. Raises BadInput with every field that is wrong."""
     problems = _problems(request, limits)
     if problems:
         raise BadInput(problems)
@@ -44,6 +42,7 @@ def read_request(request: image_pb2.GenerateImagesRequest, limits: RequestLimits
         guidance=request.guidance if request.HasField("guidance") else 1.0,
         form=FORMATS[request.format],
         encoding_quality=request.encoding_quality if request.HasField("encoding_quality") else DEFAULT_QUALITY,
+        previews=request.previews,
     )
 
 

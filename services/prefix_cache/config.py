@@ -49,6 +49,11 @@ class PrefixCacheConfig(ServiceConfig):
         8192, "largest result, all its messages together", group="Results", unit="KIB", ge=1, le=262_144
     )
 
+    max_block_ttl_s: float = setting(
+        86_400.0, "longest that a worker may keep a prefix block",
+        group="Prefix blocks", unit="SECONDS", ge=1, le=2_592_000, allow_inf_nan=False,
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _ttls_agree(self) -> Self:
         if self.result_ttl_s > self.max_result_ttl_s:

@@ -1,23 +1,29 @@
 """`headway.v1.PrefixCache`: checks requests, takes the budget, asks the store."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from headway.deadline import Budget, Clock, budget_of
-from headway.errors import BadInput, Unimplemented
+from headway.errors import BadInput
+from headway.prefix import HASH_BYTES, MAX_PAYLOAD_BYTES, PayloadError, inspect
 from headway.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
+from services.prefix_cache.blocks import BlockStore
 from services.prefix_cache.config import PrefixCacheConfig
+from services.prefix_cache.directory import Directory
 from services.prefix_cache.entry import KEY_BYTES
 from services.prefix_cache.store import ResultStore
 
-_LATER = "prefix blocks are part of the contract, but not served by this version"
+_MOST_HASHES = 64
 
 
 class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServicer):
-    """Results over a `ResultStore`; blocks are not served yet."""
+    """Results and blocks over Redis, and the directory of prefixes."""
 
-    def __init__(self, config: PrefixCacheConfig, store: ResultStore, clock: Clock) -> None:
+    def __init__(
+        self, config: PrefixCacheConfig, store: ResultStore, blocks: BlockStore, directory: Directory, clock: Clock
+    ) -> None:
         self._config, self._store, self._clock = config, store, clock
+        self._blocks, self._directory = blocks, directory
 
     async def GetResult(
         self, request: prefix_cache_pb2.GetResultRequest, context: Any
@@ -39,18 +45,34 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServicer):
         return prefix_cache_pb2.PutResultResponse(stored=stored)
 
     async def Fetch(self, request: prefix_cache_pb2.FetchRequest, context: Any) -> prefix_cache_pb2.FetchResponse:
-        raise Unimplemented(f"Fetch: {_LATER}")
+        budget = self._budget(context)
+        if not 1 <= len(request.hashes) <= _MOST_HASHES:
+            raise BadInput("hashes", f"must be 1 to {_MOST_HASHES}, not {len(request.hashes)}")
+        for block in request.hashes:
+            _check_hash("hashes", block)
+        blocks = await self._blocks.fetch(request.hashes, timeout_s=self._timeout_s(budget))
+        return prefix_cache_pb2.FetchResponse(blocks=blocks)
 
     async def Store(self, request: prefix_cache_pb2.StoreRequest, context: Any) -> prefix_cache_pb2.StoreResponse:
-        raise Unimplemented(f"Store: {_LATER}")
+        budget = self._budget(context)
+        _check_blocks(request.blocks)
+        ttl_s = self._block_ttl_s(request)
+        stored = await self._blocks.store(request.blocks, ttl_s=ttl_s, timeout_s=self._timeout_s(budget))
+        return prefix_cache_pb2.StoreResponse(stored=stored)
 
     async def Publish(self, request: prefix_cache_pb2.PublishRequest, context: Any) -> prefix_cache_pb2.PublishResponse:
-        raise Unimplemented(f"Publish: {_LATER}")
+        self._budget(context)
+        return prefix_cache_pb2.PublishResponse(need_snapshot=self._directory.publish(request))
 
-    def Watch(
+    async def Watch(
         self, request: prefix_cache_pb2.WatchPrefixesRequest, context: Any
     ) -> AsyncIterator[prefix_cache_pb2.WatchPrefixesResponse]:
-        raise Unimplemented(f"Watch: {_LATER}")
+        watcher = self._directory.watch()
+        try:
+            while True:
+                yield prefix_cache_pb2.WatchPrefixesResponse(report=await watcher.next())
+        finally:
+            self._directory.leave(watcher)
 
     def _budget(self, context: Any) -> Budget:
         return budget_of(
@@ -74,6 +96,12 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServicer):
         if not 0 <= request.result.quality <= 1:  # also refuses NaN
             raise BadInput("result.quality", f"must be 0 to 1, not {request.result.quality}")
 
+    def _block_ttl_s(self, request: prefix_cache_pb2.StoreRequest) -> float:
+        ttl_s, limit_s = request.ttl.seconds + request.ttl.nanos / 1e9, self._config.max_block_ttl_s
+        if not 0 < ttl_s <= limit_s:
+            raise BadInput("ttl", f"must be more than 0 and at most {limit_s:g} s, not {ttl_s:g} s")
+        return ttl_s
+
     def _ttl_s(self, request: prefix_cache_pb2.PutResultRequest) -> float:
         if not request.HasField("ttl"):
             return self._config.result_ttl_s
@@ -81,6 +109,26 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServicer):
         if not 0 < ttl_s <= limit_s:
             raise BadInput("ttl", f"must be more than 0 and at most {limit_s:g} s, not {ttl_s:g} s")
         return ttl_s
+
+
+def _check_blocks(blocks: Sequence[prefix_cache_pb2.Block]) -> None:
+    """Every block is what its header says, and all together fit a message. Raises `BadInput`."""
+    if not 1 <= len(blocks) <= _MOST_HASHES:
+        raise BadInput("blocks", f"must be 1 to {_MOST_HASHES}, not {len(blocks)}")
+    size = sum(len(block.payload) for block in blocks)
+    if size > MAX_PAYLOAD_BYTES:
+        raise BadInput("blocks", f"must have at most {MAX_PAYLOAD_BYTES} bytes together, not {size}")
+    for block in blocks:
+        _check_hash("blocks.hash", block.hash)
+        try:
+            inspect(block.payload, block=block.hash)
+        except PayloadError as error:
+            raise BadInput("blocks.payload", str(error)) from error
+
+
+def _check_hash(field: str, block: bytes) -> None:
+    if len(block) != HASH_BYTES:
+        raise BadInput(field, f"must have {HASH_BYTES} bytes each, not {len(block)}")
 
 
 def _check_key(key: bytes) -> None:

@@ -85,6 +85,10 @@ class RouterConfig(ServiceConfig):
         0.9, "placement expects the rung that comes in time in this share of cases",
         group="Mesh", unit="SHARE", gt=0, lt=1,
     )  # fmt: skip
+    failover_wait_s: float = setting(
+        10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
+        group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,
+    )  # fmt: skip
 
     cache_ttl_s: float = setting(
         3600.0, "how long results are kept", group="Result cache", unit="SECONDS", ge=1, le=2_592_000,
@@ -104,6 +108,10 @@ class RouterConfig(ServiceConfig):
         group="Result cache", unit="FILE",
     )  # fmt: skip
 
+    lease_secret: Annotated[FilePath | None, OrOff] = setting(
+        None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
+        "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
+    )  # fmt: skip
     upstream_ca: Annotated[FilePath | None, OrOff] = setting(
         None, "authority (PEM) of the workers' and the cache's certificates; turns TLS to them on",
         group="Security", unit="FILE",

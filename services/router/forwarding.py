@@ -1,13 +1,19 @@
-"""Passes a request to the workers in the order of their rank, and their bytes back."""
+"""Passes a request to the workers in the order of their rank, and their bytes back.
 
+Where a worker refuses, the next one is asked. Where it is lost, the answer goes on with another one: see `continuing`.
+"""
+
+import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from headway.channels import onward
+from headway.continuing import Continuation
 from headway.deadline import Budget, Clock
 from headway.errors import (
     DETAILS_KEY,
@@ -19,15 +25,20 @@ from headway.errors import (
     WorkerLost,
     from_rpc_error,
 )
+from headway.server import tenant_of_call
 from headway.telemetry import Span, Tracing
 from headway.v1 import errors_pb2
 from services.router.member import Member
 from services.router.methods import Method
 from services.router.placement import Placement
 from services.router.pool import Pool, kind_name
+from services.router.throttle import RetryThrottle
+from services.router.view import View
 
 _MOST_ATTEMPTS = 4
 _COME_BACK_S = 0.5
+_LOOK_AGAIN_S = 0.1
+"""Reports come without a change of health; one tells that a worker is alive after all."""
 _ASK_ANOTHER = {
     errors_pb2.ERROR_REASON_SHED,
     errors_pb2.ERROR_REASON_TOO_MANY_CALLS,
@@ -43,8 +54,10 @@ class Outgoing:
     """A call that is passed on."""
 
     method: Method
-    request: bytes
+    answer: Continuation
     budget: Budget
+    rank: Callable[[], Sequence[Placement]]
+    """The workers to ask as things stand, best first; may be none."""
     trailers: Trailers
     """Is told the trailing metadata of the worker that served."""
 
@@ -65,57 +78,121 @@ def no_worker(kind: str) -> NoWorker:
 class Forwarder:
     """Calls workers on behalf of callers. Response bytes are never parsed when the first worker serves."""
 
-    def __init__(self, pool: Pool, tracing: Tracing, clock: Clock) -> None:
+    def __init__(self, pool: Pool, tracing: Tracing, clock: Clock, *, failover_wait_s: float) -> None:
+        """`failover_wait_s`: how long an answer that was cut off may wait for a worker that can go on."""
         self._pool, self._tracing, self._clock = pool, tracing, clock
+        self._failover_wait_s = failover_wait_s
+        self._throttle = RetryThrottle()
 
     async def messages(self, outgoing: Outgoing, placements: Sequence[Placement]) -> AsyncGenerator[bytes, None]:
         """The answer's messages; one where the method is unary.
 
-        Where a worker refuses or is lost before its first message, the next one is asked, inside the same budget.
-        When all refuse, raises the refusal with the soonest retry. Leaving early cancels the worker's call.
+        Where a worker refuses or is lost, the next one is asked, inside the same budget. When all refuse, raises the
+        refusal with the soonest retry. Leaving early cancels the worker's call.
         """
-        refusals: list[HeadwayError] = []
-        for attempt, placement in enumerate(placements[:_MOST_ATTEMPTS], 1):
+        attempts = _Attempts(outgoing, placements)
+        while (placement := await self._next(attempts)) is not None:
             member = self._pool.member(placement.view)
             if member is None:
                 continue
+            attempts.count += 1
             try:
-                async with aclosing(self._ask(outgoing, member, placement, attempt)) as messages:
+                async with aclosing(self._ask(attempts, member, placement)) as messages:
                     async for message in messages:
-                        yield message if attempt == 1 else _with_attempts(outgoing.method, message, attempt)
+                        outgoing.answer.passed(message)
+                        yield message
+                self._throttle.answered()
                 return
             except _NotBegun as refused:
-                refusals.append(refused.error)
+                attempts.refusals.append(refused.error)
+                if refused.error.reason == errors_pb2.ERROR_REASON_WORKER_LOST:
+                    self._throttle.lost()
+            except WorkerLost as lost:
+                self._throttle.lost()
+                attempts.cut_off(lost, member.address, self._clock())
             except HeadwayError as error:
                 # What an earlier worker said is better news than that no time is left to ask the next one.
-                if refusals and error.status is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise _soonest(refusals) from error
+                if attempts.refusals and error.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise _soonest(attempts.refusals) from error
                 raise
-        raise _soonest(refusals) if refusals else no_worker(kind_name(outgoing.method.kind))
+        raise _soonest(attempts.refusals) if attempts.refusals else no_worker(kind_name(outgoing.method.kind))
 
-    async def _ask(
-        self, outgoing: Outgoing, member: Member, placement: Placement, attempt: int
-    ) -> AsyncGenerator[bytes, None]:
-        span = self._tracing.span(
-            Span.ROUTER_FORWARD, worker=placement.view.description.worker_id, attempt=attempt, rung=placement.rung.label
-        )
+    async def _next(self, attempts: "_Attempts") -> Placement | None:
+        """The worker to ask now; None when no more can be."""
+        if attempts.count >= _MOST_ATTEMPTS or attempts.raw is None:
+            return None
+        if attempts.lost_s is None:
+            return next(attempts.placements, None)
+        return await self._who_goes_on(attempts, attempts.lost_s) if self._throttle.allows else None
+
+    async def _who_goes_on(self, attempts: "_Attempts", lost_s: float) -> Placement | None:
+        """The worker with which an answer that was cut off goes on, waiting for one as long as that makes sense."""
+        until_s = min(lost_s + self._failover_wait_s, attempts.outgoing.budget.due_s)
+        while True:
+            changed = self._pool.changed
+            able = (placement for placement in attempts.outgoing.rank() if attempts.may_ask(placement.view))
+            if (placement := next(able, None)) is not None:
+                return placement
+            if (left_s := until_s - self._clock()) <= 0:
+                return None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(left_s, _LOOK_AGAIN_S))
+
+    async def _ask(self, attempts: "_Attempts", member: Member, placement: Placement) -> AsyncGenerator[bytes, None]:
+        outgoing, attempt = attempts.outgoing, attempts.count
+        worker_id = placement.view.description.worker_id
+        span = self._tracing.span(Span.ROUTER_FORWARD, worker=worker_id, attempt=attempt, rung=placement.rung.label)
         with span, member.sending(placement.load) as sent:
-            call = _open(member.channel, outgoing, onward(outgoing.budget, sent.sent_s, member.metadata).kwargs())
+            assert attempts.raw is not None
+            options = onward(outgoing.budget, sent.sent_s, member.identity.metadata(tenant_of_call.get())).kwargs()
+            call = sent.call = _open(member.channel, outgoing.method, attempts.raw, options)
             try:
                 async for message in _received(call, outgoing.method):
                     sent.admitted_s = sent.admitted_s or self._clock()
-                    yield message
+                    if attempt == 1:
+                        yield message
+                    elif (rest := _rest(outgoing, message, attempt)) is not None:
+                        yield rest
                 outgoing.trailers(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
-                told = _told(error, placement.view.description.worker_id, begun=sent.admitted_s is not None)
+                told = _told(error, worker_id, begun=sent.admitted_s is not None)
                 raise _with_the_hop(told, outgoing.budget, sent.sent_s) from error
+            except asyncio.CancelledError:
+                if not sent.gave_up:
+                    raise
+                lost = WorkerLost(f"worker {worker_id} does not get on: {member.detail}", retry_after_s=_COME_BACK_S)
+                raise (lost if sent.admitted_s is not None else _NotBegun(lost)) from None
             finally:
                 call.cancel()
 
 
-def _open(channel: grpc.aio.Channel, outgoing: Outgoing, options: dict[str, Any]) -> Any:
-    make: Any = channel.unary_stream if outgoing.method.streams else channel.unary_unary
-    return make(outgoing.method.path)(outgoing.request, **options)
+class _Attempts:
+    """How far one request got with the workers that were asked."""
+
+    def __init__(self, outgoing: Outgoing, placements: Sequence[Placement]) -> None:
+        self.outgoing, self.placements = outgoing, iter(placements)
+        self.raw: bytes | None = outgoing.answer.first()
+        """What to ask; None when an answer was cut off that cannot go on."""
+        self.count = 0
+        self.refusals: list[HeadwayError] = []
+        self.lost_s: float | None = None
+        """When the answer was cut off last."""
+        self._lost_at = dict[str, float]()
+
+    def cut_off(self, lost: WorkerLost, address: str, now_s: float) -> None:
+        """A worker was lost while it answered."""
+        self.raw, self.lost_s = self.outgoing.answer.next(), now_s
+        self.refusals.append(lost)
+        self._lost_at[address] = now_s
+
+    def may_ask(self, view: View) -> bool:
+        """Whether the worker was not lost to this request, or has been heard of since."""
+        return view.report.received_s > self._lost_at.get(view.address, -math.inf)
+
+
+def _open(channel: grpc.aio.Channel, method: Method, raw: bytes, options: dict[str, Any]) -> Any:
+    make: Any = channel.unary_stream if method.streams else channel.unary_unary
+    return make(method.path)(raw, **options)
 
 
 async def _received(call: Any, method: Method) -> AsyncIterator[bytes]:
@@ -161,13 +238,14 @@ def _retry_s(refusal: HeadwayError) -> float:
     return float("inf") if refusal.retry_after_s is None else refusal.retry_after_s
 
 
-def _with_attempts(method: Method, message: bytes, attempts: int) -> bytes:
-    """The message, saying in its `Served` how many workers were asked; as it was when it has none."""
-    parsed = method.response.FromString(message)
-    served = method.served(parsed)
-    if served is None:
-        return message
-    served.attempts = attempts
+def _rest(outgoing: Outgoing, message: bytes, attempts: int) -> bytes | None:
+    """A later worker's message for the caller, saying in its `Served` how many were asked; None when he has it."""
+    parsed = outgoing.method.response.FromString(message)
+    if not outgoing.answer.rest(parsed):
+        return None
+    served = outgoing.method.served(parsed)
+    if served is not None:
+        served.attempts = attempts
     return parsed.SerializeToString()
 
 

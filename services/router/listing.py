@@ -9,6 +9,7 @@ import grpc
 from headway.channels import onward
 from headway.deadline import Budget, Clock
 from headway.errors import from_rpc_error
+from headway.server import tenant_of_call
 from services.router.forwarding import no_worker
 from services.router.member import Member
 from services.router.methods import Listing
@@ -52,7 +53,8 @@ class Lister:
     async def _ask(self, listing: Listing, member: Member, budget: Budget) -> Any:
         unary: Any = member.channel.unary_unary
         call = unary(listing.path, response_deserializer=listing.response.FromString)
-        return await call(b"", **onward(budget, self._clock(), member.metadata).kwargs())
+        identity = member.identity.metadata(tenant_of_call.get())
+        return await call(b"", **onward(budget, self._clock(), identity).kwargs())
 
 
 def _covering(views: Sequence[View]) -> list[View]:

@@ -7,12 +7,13 @@ from functools import partial
 
 from headway.channels import Credentials, open_channel, read_credentials
 from headway.config import load
-from headway.prefix import MIN_SECRET_BYTES
+from headway.lease import LeaseSigner, read_secret
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.forwarding import Forwarder
+from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.pool import Pool, Upstream
 from services.router.result_cache import CacheLimits, ResultCache
@@ -24,16 +25,18 @@ async def build(config: RouterConfig, service: Service) -> Served:
     credentials = _credentials(config)
     secret = _secret(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
-    upstream = Upstream(credentials, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
+    identity = Identity(credentials, _signer(config))
+    upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
     pool = Pool(config.workers, upstream, service.metrics, service.clock)
     service.closing.callback(tasks.create_task(pool.run()).cancel)
     calls = Calls()
     parts = Parts(
         config=config,
         pool=pool,
-        forwarder=Forwarder(pool, service.tracing, service.clock),
+        forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
         lister=Lister(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
+        identity=identity,
         calls=calls,
         metrics=service.metrics,
         tracing=service.tracing,
@@ -51,16 +54,22 @@ def _credentials(config: RouterConfig) -> Credentials:
         raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
 
 
+def _signer(config: RouterConfig) -> LeaseSigner | None:
+    if config.lease_secret is None:
+        return None
+    try:
+        return LeaseSigner(read_secret(config.lease_secret))
+    except (OSError, ValueError) as error:
+        raise StartError(f"lease_secret: {error}") from error
+
+
 def _secret(config: RouterConfig) -> bytes:
     if config.cache_secret is None:
         return secrets.token_bytes(32)
     try:
-        secret = config.cache_secret.read_bytes().strip()
-    except OSError as error:
-        raise StartError(f"cache_secret: cannot read {error.filename}: {error.strerror}") from error
-    if len(secret) < MIN_SECRET_BYTES:
-        raise StartError(f"cache_secret: {config.cache_secret} has {len(secret)} bytes; at least {MIN_SECRET_BYTES}")
-    return secret
+        return read_secret(config.cache_secret)
+    except (OSError, ValueError) as error:
+        raise StartError(f"cache_secret: {error}") from error
 
 
 def _cache(

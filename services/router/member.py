@@ -5,13 +5,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from headway.cost import Load
 from headway.deadline import Clock
-from headway.telemetry import Metadata
 from headway.v1 import common_pb2, router_pb2, worker_pb2, worker_pb2_grpc
+from services.router.identity import ROUTER, Identity
 from services.router.view import BadReport, Description, Report, View, make_view, read_description, read_report
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ class Sent:
     sent_s: float
     admitted_s: float | None = None
     """When its plan came back."""
+    call: Any = None
+    """The call, once it is made."""
+    gave_up: bool = False
+    """The call was cancelled because the worker does not get on, not by the caller."""
 
     def known_to(self, received_s: float) -> bool:
         """Whether a report that came at `received_s` counts it: after its plan, or a report's interval later."""
@@ -47,19 +52,25 @@ class Member:
         address: str,
         kind: common_pb2.Kind,
         channel: grpc.aio.Channel,
-        metadata: Metadata,
+        identity: Identity,
         *,
         clock: Clock,
         changed: Callable[[], None],
+        others: Callable[[], bool],
     ) -> None:
-        """`changed` is called when the health changes; `metadata` identifies the router to the worker."""
-        self.address, self.kind, self.channel, self.metadata = address, kind, channel, metadata
+        """`changed` is called when the health changes; `identity` is shown to the worker.
+
+        `others` says whether another worker of the kind is healthy: then calls to this one are given up when its
+        reports stop, so that they go on there. Without others they may still be answered by a worker that only stalled.
+        """
+        self.address, self.kind, self.channel, self.identity = address, kind, channel, identity
         self.health: router_pb2.WorkerHealth = router_pb2.WORKER_HEALTH_LOST
         self.detail = "not reached yet"
         self.description: Description | None = None
         self.report: Report | None = None
-        self._clock, self._changed = clock, changed
+        self._clock, self._changed, self._others = clock, changed, others
         self._sent: list[Sent] = []
+        self._calls: list[Sent] = []
         self._view: View | None = None
 
     def view(self) -> View | None:
@@ -75,13 +86,20 @@ class Member:
         """Counts `load` as the worker's until a report does, or until the call is over."""
         sent = Sent(load, self._clock())
         self._sent.append(sent)
+        self._calls.append(sent)
         self._view = None
         try:
             yield sent
         finally:
+            self._calls.remove(sent)
             if sent in self._sent:
                 self._sent.remove(sent)
                 self._view = None
+
+    def expect(self, load: Load) -> None:
+        """Counts `load`, which a client will send itself, until a report could know of it. Mutates the member."""
+        self._sent.append(Sent(load, self._clock()))
+        self._view = None
 
     def entry(self) -> router_pb2.WorkerEntry:
         """What the router knows of it, for `ListWorkers`."""
@@ -116,13 +134,15 @@ class Member:
 
     async def _describe(self) -> None:
         stub = worker_pb2_grpc.WorkerStub(self.channel)
-        message = await stub.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.metadata)
+        message = await stub.Describe(
+            worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.identity.metadata(ROUTER)
+        )
         self.description = read_description(message, self.kind)
 
     async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
         request = worker_pb2.WatchWorkerRequest()
         request.min_interval.FromMilliseconds(round(REPORT_INTERVAL_S * 1000))
-        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.metadata)
+        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.identity.metadata(ROUTER))
         try:
             while True:
                 async with asyncio.timeout(SILENCE_S):
@@ -147,6 +167,10 @@ class Member:
     def _lose(self, why: str) -> None:
         self._become(router_pb2.WORKER_HEALTH_LOST, why)
         self._view = None
+        if self._others():
+            for sent in self._calls:
+                if sent.call is not None:
+                    sent.gave_up = sent.call.cancel()
 
     def _become(self, health: router_pb2.WorkerHealth, detail: str) -> None:
         before, self.health, self.detail = self.health, health, detail

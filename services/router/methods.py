@@ -6,10 +6,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from headway.continuing import Again, Continuation, Images, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
-from headway.v1 import common_pb2, image_pb2, splat_pb2, text_pb2
-from services.router.placement import Ask
+from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
+from services.router.placement import FRAME_PIXELS, Ask
 
 _BYTES_PER_TOKEN = 3
 _DEFAULT_TOKENS = 128
@@ -30,6 +31,8 @@ class Method:
     served: Callable[[Any], common_pb2.Served | None]
     reproducible: Callable[[Any], bool]
     """Whether the same request gives the same answer, so that it may be cached."""
+    continuation: Callable[[bytes, Any], Continuation]
+    """Of the request, as bytes and parsed: how its answer goes on when a worker is lost."""
 
     @property
     def path(self) -> str:
@@ -74,10 +77,28 @@ def _frame_ask(request: splat_pb2.RenderRequest, budget: Budget) -> Ask:
     return _ask(common_pb2.KIND_SPLAT, "scene", request.scene, request.service_level, budget, pixels=pixels)
 
 
+def _path_ask(request: splat_pb2.RenderPathRequest, budget: Budget) -> Ask:
+    frames = 1 + max(0, len(request.cameras) - 1) * (request.frames_between + 1)
+    pixels = max(1, request.options.width) * max(1, request.options.height) * frames
+    return _ask(common_pb2.KIND_SPLAT, "scene", request.scene, request.service_level, budget, pixels=pixels)
+
+
 def _ask(
     kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
 ) -> Ask:
     return Ask(kind, field, asset, level, budget.arrival_s, budget.due_s, **sizes)
+
+
+def read_pick(request: router_pb2.PickRequest, budget: Budget) -> Ask:
+    """What a client that asks for workers says of its request; what it leaves out counts as one. Raises `BadInput`."""
+    field = "scene" if request.kind == common_pb2.KIND_SPLAT else "model"
+    if request.kind not in (common_pb2.KIND_TEXT, common_pb2.KIND_IMAGE, common_pb2.KIND_SPLAT):
+        raise BadInput("kind", f"must be text, image or splat, not {request.kind}")
+    return _ask(
+        request.kind, field, request.asset, request.service_level, budget,
+        items=max(1, request.items), tokens=max(1, request.steps), prompt_tokens=request.prompt_tokens,
+        pixels=request.pixels or FRAME_PIXELS,
+    )  # fmt: skip
 
 
 def _plan_part(message: Any) -> common_pb2.Plan | None:
@@ -110,22 +131,31 @@ def _has_seed(request: image_pb2.GenerateImagesRequest) -> bool:
 
 GENERATE_TEXT = Method(
     "TextGeneration", "Generate", common_pb2.KIND_TEXT, text_pb2.GenerateRequest, text_pb2.GenerateResponse, True,
-    _text_ask, _plan_part, _summary_served, _never,
+    _text_ask, _plan_part, _summary_served, _never, Text,
 )  # fmt: skip
 TOKENIZE = Method(
     "TextGeneration", "Tokenize", common_pb2.KIND_TEXT, text_pb2.TokenizeRequest, text_pb2.TokenizeResponse, False,
-    _tokenize_ask, _no_part, _no_part, _never,
+    _tokenize_ask, _no_part, _no_part, _never, Again,
 )  # fmt: skip
 GENERATE_IMAGES = Method(
     "ImageGeneration", "Generate", common_pb2.KIND_IMAGE, image_pb2.GenerateImagesRequest,
-    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed,
+    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed, Images,
 )  # fmt: skip
 RENDER = Method(
     "SplatRendering", "Render", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest, splat_pb2.RenderResponse, False,
-    _frame_ask, _plan_part, _own_served, _always,
+    _frame_ask, _plan_part, _own_served, _always, Again,
 )  # fmt: skip
 
-PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER)
+RENDER_PROGRESSIVE = Method(
+    "SplatRendering", "RenderProgressive", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest,
+    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never,
+)  # fmt: skip
+RENDER_PATH = Method(
+    "SplatRendering", "RenderPath", common_pb2.KIND_SPLAT, splat_pb2.RenderPathRequest, splat_pb2.RenderPathResponse,
+    True, _path_ask, _plan_part, _own_served, _never,
+)  # fmt: skip
+
+PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER, RENDER_PROGRESSIVE, RENDER_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +181,5 @@ LISTINGS = (
     Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
 )
 
-NOT_SERVED = (("SplatRendering", "RenderPath", True), ("SplatRendering", "LoadScene", True),
-              ("SplatRendering", "UnloadScene", False))  # fmt: skip
+NOT_SERVED = (("SplatRendering", "LoadScene", True), ("SplatRendering", "UnloadScene", False))
 """Service, rpc, and whether it streams: part of the contract, for later."""

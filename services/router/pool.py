@@ -10,6 +10,7 @@ from headway.deadline import Clock
 from headway.telemetry import Metrics
 from headway.v1 import common_pb2, router_pb2
 from services.router.config import WorkerAddress
+from services.router.identity import Identity
 from services.router.member import Member
 from services.router.resolver import is_name, resolve
 from services.router.view import View
@@ -35,6 +36,7 @@ class Upstream:
     """How workers are called."""
 
     credentials: Credentials
+    identity: Identity
     max_message_bytes: int
     resolve_interval_s: float
     leave_s: float
@@ -56,6 +58,8 @@ class Pool:
         self._metrics, self._clock, self._resolve = metrics, clock, resolve
         self._members: dict[tuple[common_pb2.Kind, str], Member] = {}
         self._unresolved: dict[WorkerAddress, str] = {}
+        self.changed = asyncio.Event()
+        """Set, and replaced by a new one, when a worker comes, goes or changes its health."""
 
     async def run(self) -> None:
         """Follows every worker until cancelled."""
@@ -89,8 +93,10 @@ class Pool:
             max_message_bytes=upstream.max_message_bytes,
             server_name=worker.server_name,
         )
-        metadata = upstream.credentials.metadata()
-        member = Member(worker.address, worker.kind, channel, metadata, clock=self._clock, changed=self._count)
+        member = Member(
+            worker.address, worker.kind, channel, upstream.identity,
+            clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
+        )  # fmt: skip
         self._members[key] = member
         self._count()
         try:
@@ -121,7 +127,12 @@ class Pool:
                     following[address] = tasks.create_task(self._follow_address(found_worker))
                 await asyncio.sleep(self._upstream.resolve_interval_s)
 
+    def _healthy(self, kind: common_pb2.Kind) -> bool:
+        return any(view.description.kind == kind for view in self.views())
+
     def _count(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
         for kind in {worker.kind for worker in self._workers}:
             for health, state in _STATES.items():
                 count = sum(1 for (of, _), member in self._members.items() if of == kind and member.health == health)

@@ -3,12 +3,14 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
 from headway.deadline import Budget, Clock, budget_of
-from headway.errors import Unimplemented
+from headway.errors import HeadwayError, Unimplemented
+from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
@@ -16,12 +18,15 @@ from headway.v1 import router_pb2, router_pb2_grpc
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.forwarding import Forwarder, Outgoing, no_worker
+from services.router.identity import Identity
 from services.router.listing import Lister
-from services.router.methods import LISTINGS, NOT_SERVED, PASSED_ON, Listing, Method
+from services.router.methods import LISTINGS, NOT_SERVED, PASSED_ON, Listing, Method, read_pick
 from services.router.placement import Ask, Placement, rank
 from services.router.pool import Pool, kind_name
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
+
+_MOST_CANDIDATES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Parts:
     forwarder: Forwarder
     lister: Lister
     cache: ResultCache | None
+    identity: Identity
     calls: Calls
     metrics: Metrics
     tracing: Tracing
@@ -48,6 +54,15 @@ class Parts:
         )
 
 
+def ranked(ask: Ask, parts: Parts) -> list[Placement]:
+    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `rank` does."""
+    with parts.tracing.span(Span.ROUTER_PICK):
+        placements = rank(ask, parts.pool.views(), parts.clock(), parts.config.rung_quantile)
+    if not placements:
+        raise no_worker(kind_name(ask.kind))
+    return placements
+
+
 class Proxy:
     """One method of a worker, over all workers: takes and gives bytes, and parses the request alone."""
 
@@ -61,8 +76,10 @@ class Proxy:
         with parts.calls.call():
             parts.metrics.budget.labels(kind_name(method.kind)).observe(budget.total_s)
             request = method.read_request(raw)
-            placements = self._rank(method.ask(request, budget))
-            outgoing = Outgoing(method, raw, budget, context.set_trailing_metadata)
+            ask = method.ask(request, budget)
+            placements = ranked(ask, parts)
+            answer_so_far, trailers = method.continuation(raw, request), context.set_trailing_metadata
+            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers)
             if parts.cache is not None and method.reproducible(request):
                 answer = self._cached(parts.cache, request, outgoing, placements)
             else:
@@ -76,13 +93,12 @@ class Proxy:
         async with aclosing(self.stream(raw, context)) as messages:
             return [message async for message in messages][-1]
 
-    def _rank(self, ask: Ask) -> list[Placement]:
-        parts = self._parts
-        with parts.tracing.span(Span.ROUTER_PICK):
-            placements = rank(ask, parts.pool.views(), parts.clock(), parts.config.rung_quantile)
-        if not placements:
-            raise no_worker(kind_name(ask.kind))
-        return placements
+    def _rank_again(self, ask: Ask) -> list[Placement]:
+        """For an answer that is under way: none may be able to go on now."""
+        try:
+            return ranked(ask, self._parts)
+        except HeadwayError:
+            return []
 
     async def _cached(
         self, cache: ResultCache, request: Any, outgoing: Outgoing, placements: list[Placement]
@@ -111,6 +127,16 @@ class Proxy:
         return messages
 
 
+def _candidate(placement: Placement) -> router_pb2.Candidate:
+    return router_pb2.Candidate(
+        address=placement.view.address,
+        worker_id=placement.view.description.worker_id,
+        predicted_p50_ms=placement.finish.quantile_ms(0.5),
+        predicted_p99_ms=placement.finish.quantile_ms(0.99),
+        rung=placement.rung.to_proto(),
+    )
+
+
 class RouterServicer(router_pb2_grpc.RouterServicer):
     """The router's own service."""
 
@@ -118,7 +144,21 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._parts = parts
 
     async def Pick(self, request: router_pb2.PickRequest, context: Any) -> router_pb2.PickResponse:
-        raise Unimplemented("Pick is part of the contract, but not served by this version")
+        """The call's own deadline is that of the work: a client asks with the budget it will stream with."""
+        parts = self._parts
+        budget = parts.budget(context)
+        with parts.calls.call():
+            placements = ranked(read_pick(request, budget), parts)[:_MOST_CANDIDATES]
+            worker_ids = [placement.view.description.worker_id for placement in placements]
+            member = parts.pool.member(placements[0].view)
+            if member is not None:
+                member.expect(placements[0].load)
+            response = router_pb2.PickResponse(
+                candidates=[_candidate(placement) for placement in placements],
+                lease=parts.identity.lease(tenant_of_call.get(), worker_ids),
+            )
+            response.lease_ttl.FromMilliseconds(round(TTL_S * 1000))
+            return response
 
     async def ListWorkers(self, request: router_pb2.ListWorkersRequest, context: Any) -> router_pb2.ListWorkersResponse:
         cache = self._parts.cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headway.cost import ZERO, Cost, Load, StepCurve, predict_finish
+from headway.policy import DEFAULT
 from headway.quality import Ladder, Rung
 from headway.v1 import common_pb2, worker_pb2
 
@@ -33,7 +34,7 @@ class Description:
     kind: common_pb2.Kind
     device_id: str
     engine: str
-    """Engine, device and precision, for people."""
+    """Engine, device and precision, for people; and the policy, unless it is Headway's."""
     assets: tuple[Asset, ...]
 
 
@@ -94,6 +95,8 @@ def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind
     except ValueError as error:
         raise BadReport(f"its ladders are wrong: {error}") from error
     engine = f"{message.engine}, {message.device}, {message.precision}"
+    if message.policy not in ("", DEFAULT):
+        engine += f", policy {message.policy}"
     return Description(message.worker_id, message.kind, message.device_id, engine, assets)
 
 

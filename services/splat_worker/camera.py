@@ -36,6 +36,24 @@ class Camera:
     cy: float
     width: int
     height: int
+    bounds: tuple[float, float, float, float] | None = None
+    """Least and greatest x/z, then y/z, of the frame that this one is cut from; None: it is whole."""
+
+    @property
+    def limits(self) -> tuple[float, float, float, float]:
+        """Least and greatest x/z, then y/z, at which a splat's shape is still taken where it is: the frame's and 30 %
+        of its half width beyond, as gsplat has it. Inside the projection's Jacobian directions are clamped to them."""
+        left, right, top, bottom = self.bounds or self._own_bounds()
+        spare_x, spare_y = 0.15 * (right - left), 0.15 * (bottom - top)
+        return left - spare_x, right + spare_x, top - spare_y, bottom + spare_y
+
+    def _own_bounds(self) -> tuple[float, float, float, float]:
+        return (
+            -self.cx / self.fx,
+            (self.width - self.cx) / self.fx,
+            -self.cy / self.fy,
+            (self.height - self.cy) / self.fy,
+        )
 
     @property
     def viewmat(self) -> Matrix:  # [4, 4]
@@ -47,6 +65,17 @@ class Camera:
     @property
     def k(self) -> Matrix:  # [3, 3]
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> "Camera":
+        """A rectangle of this frame, in pixels: the pixels that the whole frame has there.
+
+        Raises BadInput when it is empty or leaves the frame.
+        """
+        for name, start, side, limit in (("width", left, width, self.width), ("height", top, height, self.height)):
+            if start < 0 or side < 1 or start + side > limit:
+                raise BadInput("options.crop", f"{start} + {side} px leaves the frame, whose {name} is {limit} px")
+        bounds = self.bounds or self._own_bounds()
+        return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height, bounds=bounds)
 
     def scaled(self, scale: float) -> "Camera":
         """The same view on a smaller frame: sides are `scale` times these, rounded, at least 1 px."""

@@ -1,6 +1,6 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Encoding, Pixels, encode, scale_up, to_pixels
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.video import pan
 from services.splat_worker.views import orbit
 
 SIZES_PX = (192, 512)
@@ -54,10 +55,14 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curve
         curves[f"{_RENDER} {rung.label}"] = _falling(_curve(costs), list(curves.values())[-1:])
     pictures = {side: _draw(rasterizer, scene, scene.ranked.ladder.top, views[0])[0] for side, views in cameras.items()}
     for encoding in Encoding:
-        costs = [quiet_cost(partial(encode, pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
+        costs = [quiet_cost(_encoder(pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
     return curves
+
+
+def _encoder(picture: Pixels, encoding: Encoding) -> Callable[[], bytes]:
+    return pan(picture) if encoding is Encoding.H264 else partial(encode, picture, encoding)
 
 
 def _cameras(scene: LoadedScene, side: int) -> Iterator[Camera]:

@@ -21,6 +21,8 @@ class Encoding(enum.Enum):
     JPEG = "JPEG"
     WEBP = "WEBP"
     RAW = "RAW"
+    H264 = "H264"
+    """One frame of a video: see `services.splat_worker.video`."""
 
 
 def to_pixels(rgb: FloatArray) -> Pixels:
@@ -39,7 +41,7 @@ def scale_up(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def encode(pixels: Pixels, encoding: Encoding, quality: int = DEFAULT_QUALITY) -> bytes:
-    """The frame's bytes; `quality` (1 to 100) counts for JPEG and WebP only. Deterministic.
+    """The frame's bytes in any encoding but H264; `quality` (1 to 100) counts for JPEG and WebP only. Deterministic.
 
     PNG is written at its lowest effort: the default takes longer than the frame. Raises BadInput for the quality.
     """

@@ -39,10 +39,11 @@ class SplatEngine:
             return error
 
     def _take(self, batch: Shot) -> Taken:
-        spec = batch.works[0].spec
+        work = batch.works[0]
+        spec = work.spec
         choice, pixels, camera = self._draw(batch)
         rendered_s = self._clock()
-        data = encode(pixels, spec.encoding, spec.encoding_quality)
+        data = _encoded(work, pixels)
         gaussians = spec.scene.ranked.at(choice.option.rung).count
         size = (spec.camera.width, spec.camera.height, camera.width, camera.height)
         return Taken(choice, EncodedFrame(data, *size, gaussians), rendered_s, self._clock())
@@ -88,6 +89,13 @@ class SplatEngine:
             Stage("render", render_ms, ticket.started_s, taken.rendered_s),
             Stage("encode", encode_ms, taken.rendered_s, taken.encoded_s),
         )
+
+
+def _encoded(work: Frame, pixels: Pixels) -> bytes:
+    """The frame's bytes; of a film, those that are ready with it."""
+    if work.film is not None:
+        return work.film.add(work.index, pixels)
+    return encode(pixels, work.spec.encoding, work.spec.encoding_quality)
 
 
 def _camera(spec: FrameSpec, choice: Choice) -> Camera:

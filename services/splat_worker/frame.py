@@ -8,6 +8,7 @@ from headway.ticket import Ticket
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Encoding
 from services.splat_worker.library import LoadedScene
+from services.splat_worker.video import Film
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,14 @@ class FrameSpec:
 
 @dataclass(slots=True, eq=False)
 class Frame:
-    """One admitted request."""
+    """One admitted request for a frame, or one frame of a path."""
 
     ticket: Ticket
     spec: FrameSpec
+    film: Film | None = None
+    """The video that the frame is one of; it gets its frames in the order of their indices."""
+    index: int = 0
+    """Its place in the film."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import math
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from services.splat_worker.scene import FloatArray, Scene
 from services.splat_worker.views import Pose, orbit
 
 Order = npt.NDArray[np.int64]
+Progress = Callable[[str, float], None]
+"""Told a stage ("order" or "ladder") and the share of it that is done, 0 to 1, on the thread that measures. What it
+raises ends the measurement, and nothing is cached."""
 
 # Gaussians and sides in turn: near each other in quality, far apart in cost.
 SETTINGS = (
@@ -77,7 +81,13 @@ class Bench:
             return self._rasterizer.blend_weights(level, camera)
 
 
-def rank(scene: Scene, home: Pose, bench: Bench, cache: Path | None = None) -> RankedScene:
+def unwatched(stage: str, share: float) -> None:
+    """The progress that nobody follows."""
+
+
+def rank(
+    scene: Scene, home: Pose, bench: Bench, cache: Path | None = None, progress: Progress = unwatched
+) -> RankedScene:
     """Order the scene and measure its ladder around `home`, or take both from `cache` (a folder), by the scene's hash.
 
     Blocks for seconds on a large scene that is not cached. A damaged cache entry is measured anew and replaced.
@@ -85,34 +95,37 @@ def rank(scene: Scene, home: Pose, bench: Bench, cache: Path | None = None) -> R
     entry = None if cache is None else cache / f"{scene.scene_id}-{_measurement_key(home)}.npz"
     known = None if entry is None else _load(entry, scene.count)
     if known is None:
-        order = importance_order(scene, home, bench)
-        known = order, measure(scene.permuted(order), home, bench)
+        order = importance_order(scene, home, bench, progress)
+        known = order, measure(scene.permuted(order), home, bench, progress)
         if entry is not None:
             _store(entry, *known)
     order, ladder = known
     return RankedScene(scene.permuted(order), ladder, home)
 
 
-def importance_order(scene: Scene, home: Pose, bench: Bench) -> Order:
+def importance_order(scene: Scene, home: Pose, bench: Bench, progress: Progress = unwatched) -> Order:
     """Gaussians [count] by falling importance; ties (the unseen) by what they could cover, then by index.
     Deterministic."""
     rng = np.random.default_rng(0)
     seen = np.zeros(scene.count, dtype=np.float32)
-    for pose in orbit(home, ORDER_VIEWS, _ORDER_START):
+    for done, pose in enumerate(orbit(home, ORDER_VIEWS, _ORDER_START)):
+        progress("order", done / ORDER_VIEWS)
         subset = np.sort(rng.permutation(scene.count)[: max(1, round(SUBSET * scene.count))])
         covered = bench.weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
         seen[subset] = np.maximum(seen[subset], covered)
+    progress("order", 1.0)
     could = scene.opacities * np.sort(scene.scales, axis=1)[:, 1:].prod(axis=1)
     order: Order = np.lexsort((-could, -could * seen)).astype(np.int64)
     return order
 
 
-def measure(ranked: Scene, home: Pose, bench: Bench) -> Ladder:
+def measure(ranked: Scene, home: Pose, bench: Bench, progress: Progress = unwatched) -> Ladder:
     """The ladder of a scene in order of importance; rungs that are no better than a cheaper one are left out."""
     cameras = [pose.camera(SCORE_PX, SCORE_PX) for pose in orbit(home, SCORE_VIEWS, _SCORE_START)]
     tops = [bench.pixels(ranked, camera, 1.0) for camera in cameras]
     rungs = [Rung(label=_label(1.0, 1.0), quality=1.0, gaussian_share=1.0, resolution_scale=1.0)]
-    for share, scale in SETTINGS[1:]:
+    for done, (share, scale) in enumerate(SETTINGS[1:], start=1):
+        progress("ladder", done / len(SETTINGS))
         level = ranked.prefix(level_count(ranked, share))
         psnr_db = _psnr_db([bench.pixels(level, camera, scale) for camera in cameras], tops)
         rungs.append(
@@ -124,6 +137,7 @@ def measure(ranked: Scene, home: Pose, bench: Bench) -> Ladder:
                 resolution_scale=scale,
             )
         )
+    progress("ladder", 1.0)
     return Ladder(tuple(rung for index, rung in enumerate(rungs) if _is_best(rung, rungs[index + 1 :])))
 
 

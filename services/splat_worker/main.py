@@ -18,7 +18,7 @@ from headway.engine_loop import EngineLoop
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, splat_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.splat_worker import costs
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
@@ -56,12 +56,13 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         observer=LoopObserver(service, "splat", 1),
         name="splat",
         pulse=costs.pulse(scenes[0], rasterizer, scheduler.costs[scenes[0].hash]),
+        policy=worker_policy(config, [scene.ranked.ladder for scene in scenes]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, scenes, threads)
     runtime = WorkerRuntime(service, config, identity, loop, partial(_report, scheduler, loop, scenes))
-    servicer = SplatServicer(runtime, scenes)
+    servicer = SplatServicer(runtime, scenes, scheduler)
 
     def add(server: grpc.aio.Server) -> None:
         splat_pb2_grpc.add_SplatRenderingServicer_to_server(servicer, server)
@@ -91,7 +92,8 @@ def _scheduler(
     found = {}
     for scene in scenes:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
-        key = ("splat", ENGINE, numba.__version__, scene.hash, str(rasterizer.threads), str(scene.ranked.home), labels)
+        host = (ENGINE, numba.__version__, str(rasterizer.threads))
+        key = ("splat 2", *host, scene.hash, str(scene.ranked.home), labels)
         curves = calibrated(
             folder,
             key=key,
@@ -110,9 +112,14 @@ def _scheduler(
 def _report(
     scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Sequence[LoadedScene], state: worker_pb2.WorkerState
 ) -> None:
-    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have."""
+    """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have; and what
+    is kept free for paths."""
     del state.step_costs[:]
-    scale = loop.snapshot().setting.scale
+    setting = loop.snapshot().setting
+    scale = setting.scale
+    for due_s, ms in scheduler.ahead.scaled(scale.mean_ms):
+        due_in_ms = (due_s - setting.now_s) * 1000
+        state.loads.add(due_in_ms=due_in_ms, items=1, setup_mean_ms=ms, priority=common_pb2.PRIORITY_NORMAL)
     for scene in scenes:
         for rung in scene.ranked.ladder.rungs:
             calibrated_cost = scheduler.costs[scene.hash].frame(rung.label, REPORTED_PIXELS, Encoding.PNG)

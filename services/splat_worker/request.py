@@ -34,7 +34,7 @@ def read_request(request: splat_pb2.RenderRequest, scene: LoadedScene, max_messa
         raise BadInput(problems)
     return FrameSpec(
         scene=scene,
-        camera=_camera(request.camera, scene.ranked.home, options.width, options.height),
+        camera=read_camera(request.camera, scene.ranked.home, options.width, options.height),
         background=_background(options),
         sh_degree=options.sh_degree if options.HasField("sh_degree") else None,
         encoding=ENCODINGS[options.format],
@@ -84,7 +84,8 @@ def _background(options: splat_pb2.FrameOptions) -> tuple[float, float, float]:
     return (colour.red, colour.green, colour.blue) if options.HasField("background") else BLACK
 
 
-def _camera(camera: splat_pb2.Camera, home: Pose, width: int, height: int) -> Camera:
+def read_camera(camera: splat_pb2.Camera, home: Pose, width: int, height: int) -> Camera:
+    """A camera of a request; `home` where it says nothing. Raises BadInput naming the field under "camera"."""
     pose = camera.WhichOneof("pose")
     if pose == "matrices":
         return from_matrices(camera.matrices.viewmat, camera.matrices.k, width, height)

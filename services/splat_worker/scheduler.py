@@ -1,12 +1,13 @@
-"""What to draw next, and at which rung. Pure: it reads works and times, and changes nothing."""
+"""What to draw next, and at which rung. Pure: it reads works, what paths keep free, and times, and changes nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headway.cost import ZERO, Cost, Foreign, Load, StepCurve
 from headway.planning import Choice, Job, Option, Setting
 from services.splat_worker.costs import SceneCosts
 from services.splat_worker.frame import Frame, Shot
+from services.splat_worker.pace import Ahead
 
 RENDER = "render"
 # A frame is one indivisible step, whose cost is the load's own: batches of frames do not exist yet.
@@ -22,6 +23,7 @@ class SplatScheduler:
     rung_quantile: float
     admission_quantile: float
     overhead_ms: float
+    ahead: Ahead = field(default_factory=Ahead)
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         return Setting(
@@ -29,7 +31,7 @@ class SplatScheduler:
             _NO_STEPS,
             1,
             scale,
-            foreign,
+            (*foreign, *self.ahead.scaled(scale.mean_ms)),
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,

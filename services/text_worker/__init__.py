@@ -1,4 +1,4 @@
-"""Llama-family language models, tokens streamed."""
+"""Language models of several families, tokens streamed."""
 
 
 def main() -> None:

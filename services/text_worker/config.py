@@ -19,7 +19,7 @@ def default_model() -> Path:
 
 
 class TextWorkerConfig(WorkerConfig):
-    """Serves text from a Llama-family checkpoint in Hugging Face layout."""
+    """Serves text from a checkpoint of a known family in Hugging Face layout."""
 
     listen: Address = setting(
         "127.0.0.1:50061", "address to serve gRPC on; port 0 picks a free one", group="Serving", unit="HOST:PORT"

@@ -8,7 +8,7 @@ from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.llama import Llama, Span
+from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.sampling import Sampling, choose
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
@@ -39,7 +39,7 @@ def costs_of(curves: Curves, chunk_tokens: int) -> TextCosts:
     return TextCosts(curves["decode"], curves["prefill"], chunk_tokens)
 
 
-def measure(model: Llama, cache: KvCache, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
+def measure(model: DenseModel, cache: KvCache, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
     """Times real steps, each under a device lease: decode at half the context, prefill from position 0.
 
     Overwrites the cache's content; call it before anything is served. Blocks for a second or two.
@@ -52,12 +52,12 @@ def measure(model: Llama, cache: KvCache, *, max_batch: int, chunk_tokens: int, 
     return {"decode": StepCurve(tuple(decode)), "prefill": StepCurve(tuple(prefill))}
 
 
-def probe(model: Llama, cache: KvCache, device: Device) -> Probe:
+def probe(model: DenseModel, cache: KvCache, device: Device) -> Probe:
     """What a decode step of one sequence costs now. Overwrites the cache's content."""
     return "decode", 1, _decode_cost(model, cache, 1, device)
 
 
-def pulse(model: Llama, cache: KvCache, costs: TextCosts) -> Pulse:
+def pulse(model: DenseModel, cache: KvCache, costs: TextCosts) -> Pulse:
     """A decode step of one sequence for a worker at rest, whose slots are all free. Overwrites the first one."""
     return Pulse(costs.decode.at(1), partial(_step, model, cache, _probe_spans(cache, 1)))
 
@@ -66,11 +66,11 @@ def _probe_spans(cache: KvCache, size: int) -> list[Span]:
     return [Span(slot, cache.context // 2, (1,)) for slot in range(size)]
 
 
-def _decode_cost(model: Llama, cache: KvCache, size: int, device: Device) -> Cost:
+def _decode_cost(model: DenseModel, cache: KvCache, size: int, device: Device) -> Cost:
     return quiet_cost(partial(_step, model, cache, _probe_spans(cache, size)), device)
 
 
-def _step(model: Llama, cache: KvCache, spans: list[Span]) -> None:
+def _step(model: DenseModel, cache: KvCache, spans: list[Span]) -> None:
     logits = model.forward(spans, cache)
     choose(logits, [SAMPLED] * len(spans), [0] * len(spans))
 

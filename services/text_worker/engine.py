@@ -7,8 +7,9 @@ from headway.engine import Batch
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
+from services.text_worker.lengths import LengthModel
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.llama import Llama, Span
+from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.sampling import choose
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
@@ -29,10 +30,18 @@ class TextEngine:
     """One model over one KV cache. `run`, `apply` and `release` belong to the engine's thread."""
 
     def __init__(
-        self, model: Llama, cache: KvCache, eos_ids: frozenset[int], costs: TextCosts, *, clock: Clock
+        self,
+        model: DenseModel,
+        cache: KvCache,
+        eos_ids: frozenset[int],
+        costs: TextCosts,
+        *,
+        clock: Clock,
+        lengths: LengthModel | None = None,
     ) -> None:
+        """`lengths` is told of every text that ends."""
         self._model, self._cache, self._eos_ids = model, cache, eos_ids
-        self._costs, self._clock = costs, clock
+        self._costs, self._clock, self._lengths = costs, clock, lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
         """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
@@ -115,6 +124,12 @@ class TextEngine:
         text += sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
         last = Delta(token_ids, sequence.new_tokens - len(token_ids), text)
         ticket.stages.extend(self._stages(sequence, now_s))
+        self._lengths.observe(
+            prompt_tokens=sequence.prompt_tokens,
+            begun=sequence.resumed_tokens,
+            new_tokens=sequence.new_tokens,
+            ended=reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING),
+        )
         finished = Finished(ending_of(sequence, reason))
         return [(ticket, last), (ticket, finished)] if token_ids or text else [(ticket, finished)]
 

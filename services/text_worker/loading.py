@@ -13,9 +13,10 @@ from headway.engine import Device
 from services.text_worker.config import PRECISIONS, TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.config import CheckpointError, load_config
-from services.text_worker.model.llama import Llama
-from services.text_worker.model.weights import fingerprint, load_weights
+from services.text_worker.model.config import CheckpointError
+from services.text_worker.model.dense import DenseModel
+from services.text_worker.model.families import load_architecture
+from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
@@ -29,7 +30,7 @@ class LoadedModel:
 
     name: str
     hash: str
-    model: Llama
+    model: DenseModel
     tokenizer: TextTokenizer
     sampling: Sampling
     """What a request that says nothing gets."""
@@ -37,21 +38,20 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        return self.model.config.vocab
+        return self.model.architecture.vocab
 
 
 def load_model(settings: TextWorkerConfig) -> LoadedModel:
     """Reads and checks every file. Blocks. Raises CheckpointError naming the file or field."""
-    config = load_config(settings.model)
-    context = settings.context_tokens or min(config.context, MOST_DEFAULT_CONTEXT)
-    if context > config.context:
-        raise CheckpointError(f"context_tokens: {context} is over the model's {config.context}")
-    weights = load_weights(settings.model, config, PRECISIONS[settings.precision])
+    architecture = load_architecture(settings.model)
+    context = settings.context_tokens or min(architecture.context, MOST_DEFAULT_CONTEXT)
+    if context > architecture.context:
+        raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
     return LoadedModel(
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
         hash=fingerprint(settings.model),
-        model=Llama(config, weights, context=context),
-        tokenizer=load_tokenizer(settings.model, config),
+        model=DenseModel.load(settings.model, architecture, PRECISIONS[settings.precision], context=context),
+        tokenizer=load_tokenizer(settings.model, architecture),
         sampling=load_sampling(settings.model),
         context_tokens=context,
     )
@@ -61,7 +61,7 @@ def make_cache(settings: TextWorkerConfig, loaded: LoadedModel) -> KvCache:
     """The KV cache, in its final size. Raises CheckpointError when the memory is not there."""
     try:
         return KvCache(
-            loaded.model.config,
+            loaded.model.architecture,
             slots=settings.slots,
             context=loaded.context_tokens,
             dtype=PRECISIONS[settings.precision],

@@ -19,10 +19,11 @@ from headway.planning import Setting
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations
+from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, pulse
 from services.text_worker.engine import TextEngine
+from services.text_worker.lengths import LengthModel
 from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_cache
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.config import CheckpointError
@@ -85,8 +86,9 @@ def _engine_loop(
         admission_quantile=config.admission_quantile,
         overhead_ms=OVERHEAD_MS,
     )
-    scheduler = TextScheduler(costs, slots=config.slots, planning=planning)
-    engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock)
+    lengths = LengthModel()
+    scheduler = TextScheduler(costs, slots=config.slots, planning=planning, lengths=lengths)
+    engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock, lengths=lengths)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,
@@ -96,6 +98,7 @@ def _engine_loop(
         observer=observer,
         name="text",
         pulse=pulse(loaded.model, cache, costs),
+        policy=worker_policy(config, [LADDER]),
     )
 
 

@@ -1,5 +1,6 @@
 """What the text engine runs next, and what the planner must know of each sequence. Pure."""
 
+import math
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ from headway.cost import ZERO, Cost, Foreign, Load
 from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from services.text_worker.costs import TextCosts
+from services.text_worker.lengths import LengthModel
 from services.text_worker.sequence import Sequence
 
 STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
@@ -42,11 +44,15 @@ class TextBatch(Batch[Sequence]):
 class TextScheduler:
     """Every step takes the most urgent sequences, whatever their lengths and plans; new ones join at the next step."""
 
-    def __init__(self, costs: TextCosts, *, slots: int, planning: Setting) -> None:
-        """`planning` holds what does not change: batch limit, quantiles, overhead. `slots` is at least its batch."""
+    def __init__(self, costs: TextCosts, *, slots: int, planning: Setting, lengths: LengthModel | None = None) -> None:
+        """`planning` holds what does not change: batch limit, quantiles, overhead. `slots` is at least its batch.
+
+        `lengths` says how long texts will be; None: as long as was asked.
+        """
         if slots < planning.max_batch:
             raise ValueError(f"slots: {slots} are fewer than the {planning.max_batch} sequences of a step")
         self.costs, self._slots, self._planning = costs, slots, planning
+        self._lengths = lengths or LengthModel()
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         """See `headway.engine.Scheduler`."""
@@ -56,7 +62,9 @@ class TextScheduler:
         """See `headway.engine.Scheduler`."""
         ticket = work.ticket
         prefill = self.costs.prefill_cost(work.uncomputed) if work.uncomputed > 1 else ZERO
-        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options_of(work, prefill))
+        full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
+        options = as_expected(options_of(work, prefill), work, self._lengths, full_ms)
+        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
         """See `headway.engine.Scheduler`; `works` come most urgent first."""
@@ -127,3 +135,26 @@ def options_of(work: Sequence, prefill: Cost) -> tuple[Option, ...]:
     return tuple(
         Option(work.rung_at(total), Load(due_s, 1, total - done, prefill)) for total in sorted(totals, reverse=True)
     )
+
+
+def as_expected(
+    options: tuple[Option, ...], work: Sequence, lengths: LengthModel, step_ms: float
+) -> tuple[Option, ...]:
+    """The options with the steps that the text is expected to take, which may end before the rung does.
+
+    The last one stays whole, because it is the promise. Only a plan of one more token has one step: it ends the text.
+    What the length varies by stands in the setup's variance; `step_ms` is what a step takes at most.
+    """
+    wholes = [option.load.steps_left for option in reversed(options)]
+    expected = reversed(lengths.left(work.prompt_tokens, work.new_tokens, wholes))
+    least = wholes[0]
+    found = [
+        replace(option, load=_shortened(option.load, steps, var_steps2 * step_ms**2, least))
+        for option, (steps, var_steps2) in zip(options[:-1], expected, strict=False)
+    ]
+    return (*found, options[-1])
+
+
+def _shortened(load: Load, steps: float, var_ms2: float, least: int) -> Load:
+    steps_left = min(load.steps_left, max(least, 2, math.ceil(steps - 1e-6)))
+    return replace(load, steps_left=steps_left, setup=load.setup + Cost(0.0, var_ms2))

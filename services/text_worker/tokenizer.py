@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from services.text_worker.chat_template import ChatTemplate, load_chat_template
-from services.text_worker.model.config import CheckpointError, LlamaConfig, read_json, token_ids
+from services.text_worker.model.architecture import Architecture
+from services.text_worker.model.config import CheckpointError, Fields, read_json
 from services.text_worker.sampling import Sampling
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
@@ -42,7 +43,7 @@ class TextTokenizer:
         return text
 
 
-def load_tokenizer(folder: Path, config: LlamaConfig) -> TextTokenizer:
+def load_tokenizer(folder: Path, architecture: Architecture) -> TextTokenizer:
     """Reads tokenizer.json, the chat template and generation_config.json. Raises CheckpointError."""
     path = folder / "tokenizer.json"
     try:
@@ -54,12 +55,12 @@ def load_tokenizer(folder: Path, config: LlamaConfig) -> TextTokenizer:
     except Exception as error:  # the library raises no narrower type for what it cannot parse
         raise CheckpointError(f"tokenizer.json: cannot be read: {error}") from error
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not 0 <= largest < config.vocab:
-        raise CheckpointError(f"tokenizer.json: ids up to {largest} do not fit vocab_size {config.vocab}")
+    if not 0 <= largest < architecture.vocab:
+        raise CheckpointError(f"tokenizer.json: ids up to {largest} do not fit vocab_size {architecture.vocab}")
     generation = _optional_json(folder / "generation_config.json")
-    stated = token_ids(generation, "eos_token_id", config.vocab)
+    stated = Fields(generation).indices("eos_token_id", architecture.vocab)
     longest = max(len(tokenizer.decode([i], skip_special_tokens=False)) for i in range(largest + 1))
-    return TextTokenizer(tokenizer, stated or config.eos_ids, load_chat_template(folder), max(1, longest))
+    return TextTokenizer(tokenizer, stated or architecture.eos_ids, load_chat_template(folder), max(1, longest))
 
 
 def load_sampling(folder: Path) -> Sampling:

@@ -1,11 +1,12 @@
 """The engine loop over a real, tiny engine: one that adds up numbers, a step at a time."""
 
 import asyncio
+import itertools
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from headway.engine import Batch, Pulse
 from headway.engine_loop import EngineLoop
 from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
 from headway.planning import Job, Option, Setting
+from headway.policy import policy_of
 from headway.quality import Ladder, Rung, read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
@@ -198,6 +200,22 @@ async def test_a_new_request_joins_at_the_next_step(rig: Rig) -> None:
     assert [first.key, second.key] in rig.engine.batches
 
 
+async def test_the_loop_runs_the_policy_that_it_is_given() -> None:
+    """Request-level batching: nobody joins a batch that has begun, and the last is done last though it is due first."""
+    rig = Rig(max_batch=2)
+    rig.loop.policy = policy_of("fifo:2", [LADDER])
+    rig.loop.start()
+    async with AsyncExitStack() as stack:
+        tickets = [await stack.enter_async_context(rig.loop.submit(make(budget_s=s))) for s in (30, 20, 10)]
+        rig.engine.gate.set()
+        await asyncio.gather(*(outcome(ticket) for ticket in tickets))
+    await rig.loop.stop()
+    batches = [set(batch) for batch in rig.engine.batches]
+    assert all(after <= before or not after & before for before, after in itertools.pairwise(batches))
+    assert batches[-1] == {tickets[-1].key}
+    assert {ticket.plan.reason for ticket in tickets if ticket.plan} == {common_pb2.RUNG_REASON_POLICY}
+
+
 async def test_leaving_cancels_within_one_step(rig: Rig) -> None:
     async with rig.loop.submit(make()) as ticket:
         pass
@@ -228,6 +246,21 @@ async def test_draining_finishes_what_is_admitted_and_refuses_the_rest(rig: Rig)
         rig.engine.gate.set()
         assert isinstance(await outcome(ticket), Finished)
         assert await draining == 1
+
+
+async def test_draining_waits_for_an_answer_of_several_works(rig: Rig) -> None:
+    rig.engine.gate.set()
+    with rig.loop.series():
+        draining = asyncio.create_task(rig.loop.drain())
+        await asyncio.sleep(0)
+        later = make()
+        later.ticket.follows = True
+        async with rig.loop.submit(later) as ticket:
+            assert isinstance(await outcome(ticket), Finished)
+        with pytest.raises(Draining), rig.loop.series():
+            pass
+        assert not draining.done()
+    assert await draining == 0
 
 
 async def test_work_whose_deadline_passed_while_it_ran_is_told_so() -> None:

@@ -49,12 +49,18 @@ def test_a_sample_of_every_op_compiles_clean(architecture: int) -> None:
     check(rows)
 
 
+def test_a_single_token_compiles_though_its_sizes_become_constants() -> None:
+    options = ["--op", "flash_attention_jvp", "--architecture", "90", "--head-dim", "64", "--bits", "16"]
+    check(json.loads(run("-m", "benchmarks.kernels_static", *options, "--variants", "one-token", "--json")))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("variants", ["all", "one-token"])
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 256])
-def test_every_configuration_of_the_tables_compiles_clean(architecture: int, head_dim: int) -> None:
-    options = ["--architecture", str(architecture), "--head-dim", str(head_dim)]
+def test_every_configuration_of_the_tables_compiles_clean(architecture: int, head_dim: int, variants: str) -> None:
+    options = ["--architecture", str(architecture), "--head-dim", str(head_dim), "--variants", variants]
     check(json.loads(run("-m", "benchmarks.kernels_static", *options, "--json")))
 
 

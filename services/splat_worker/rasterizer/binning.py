@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numba import prange
 
 from headway.errors import BadInput
-from services.splat_worker.rasterizer.compiled import compiled
+from services.splat_worker.rasterizer.compiled import compiled, prefetch
 from services.splat_worker.rasterizer.project import DISC, REACH, X0, X1, Y0, Y1, A, B, C, X, Y
 from services.splat_worker.scene import FloatArray
 
@@ -21,6 +21,7 @@ TILE_PX = 16
 EMPTY_TILE = 8
 MAX_PAIRS = 64_000_000  # 256 MB of indices; a frame that needs more is refused, not attempted
 
+_AHEAD = 12  # gaussians between asking for a record and using it
 _KEPT_ROWS = 4  # tile rows of a gaussian that are remembered between the passes; few have more
 
 _F = np.float32
@@ -113,6 +114,7 @@ def _count_kernel(
         pairs = 0
         for i in range(len(order) * segment // segments, len(order) * (segment + 1) // segments):
             record = records[order[i]]
+            prefetch(records, order[min(i + _AHEAD, len(order) - 1)])
             top = int(record[Y0]) // TILE_PX
             rows = int(record[Y1]) // TILE_PX - top + 1
             spans[i, 0], spans[i, 1] = top, rows

@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
-from numba.core import config
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import config, types
+from numba.extending import intrinsic
 
+FloatArray = npt.NDArray[np.float32]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # Between kernels a waiting thread must sleep, not spin: other workers share the cores. Read when the layer is loaded.
@@ -40,3 +45,23 @@ def use_threads(threads: int) -> None:
 def max_threads() -> int:
     """The most threads that a call may use; NUMBA_NUM_THREADS or the number of CPUs."""
     return int(vars(config)["NUMBA_NUM_THREADS"])
+
+
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Inside kernels: ask for the cache line of `array[index]`, a row of a matrix, and go on. Bounds are not
+    checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        offset = builder.mul(arguments[1], builder.extract_value(found.strides, 0))
+        address = builder.gep(builder.bitcast(found.data, ir.IntType(8).as_pointer()), [offset])
+        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(ask, [address, word(0), word(3), word(1)])  # to read, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+prefetch: Callable[[FloatArray, int], None] = cast(Any, intrinsic)(_prefetch)

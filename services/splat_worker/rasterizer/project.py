@@ -21,11 +21,12 @@ CHUNK = 1024  # gaussians projected by one thread at a time
 RECORD = 16
 X, Y = 0, 1  # centre in pixels
 A, B, C = 2, 3, 4  # log2 of the falloff: A dx^2 + B dx dy + C dy^2, never positive
-OPACITY = 5
+LOG2_OPACITY = 5  # never positive
 RED, GREEN, BLUE = 6, 7, 8
 X0, X1, Y0, Y1 = 9, 10, 11, 12  # first and last pixel that it may reach, inside the frame
 REACH = 13  # log2 of the falloff at which alpha is 1/255, never positive
 DISC = 14  # B^2 - 4 A C, from the covariance's determinant: free of cancellation, always negative
+DEPTH = 15  # distance along the camera's axis
 
 _F = np.float32
 _NEAR, _FAR = _F(0.01), _F(1e10)
@@ -57,16 +58,8 @@ def camera_constants(camera: Camera) -> FloatArray:
     4]."""
     rotation = np.reshape(camera.rotation, (3, 3))
     position = -rotation.T @ np.array(camera.translation)
-    # gsplat clamps the direction inside the Jacobian (only) to the frame and 30 % of its half width beyond.
-    spare_x, spare_y = 0.15 * camera.width / camera.fx, 0.15 * camera.height / camera.fy
-    limits = (
-        -(camera.cx / camera.fx + spare_x),
-        (camera.width - camera.cx) / camera.fx + spare_x,
-        -(camera.cy / camera.fy + spare_y),
-        (camera.height - camera.cy) / camera.fy + spare_y,
-    )
     lens = (camera.fx, camera.fy, camera.cx, camera.cy)
-    return np.array((*camera.rotation, *camera.translation, *position, *lens, *limits), dtype=np.float32)
+    return np.array((*camera.rotation, *camera.translation, *position, *lens, *camera.limits), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,12 @@ class ProjectionBuffers:
         )
 
 
-def project(scene: Scene, camera: Camera, sh_degree: int, buffers: ProjectionBuffers) -> Projection:
+def project(scene: Scene, camera: Camera, sh_degree: int, antialiased: bool, buffers: ProjectionBuffers) -> Projection:
     """Project and colour the scene's gaussians; `ms` is left to the caller's clock."""
     constants = camera_constants(camera)
     found = np.zeros(-(-scene.count // CHUNK), dtype=np.int64)
     _project_kernel(
-        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, sh_degree, constants,
+        scene.means, scene.quats, scene.scales, scene.opacities, scene.sh, sh_degree, antialiased, constants,
         camera.width, camera.height, buffers.records, buffers.keys, buffers.sources, found,
     )  # fmt: skip
     ends = np.cumsum(found)
@@ -156,6 +149,7 @@ def _project_kernel(
     opacities: FloatArray,
     sh: FloatArray,
     degree: int,
+    antialiased: bool,
     cam: FloatArray,
     width: int,
     height: int,
@@ -218,7 +212,12 @@ def _project_kernel(
             cov_yy = b0 * b0 + b1 * b1 + b2 * b2 + _BLUR
             # |a x b|^2 is the unblurred determinant without the cancellation that ruins a needle's.
             n0, n1, n2 = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
-            det = n0 * n0 + n1 * n1 + n2 * n2 + _BLUR * (cov_xx + cov_yy - _BLUR)
+            sharp_det = n0 * n0 + n1 * n1 + n2 * n2
+            det = sharp_det + _BLUR * (cov_xx + cov_yy - _BLUR)
+            if antialiased:
+                opacity *= math.sqrt(sharp_det / det)
+                if not opacity * _F(255) >= _ONE:
+                    continue
 
             # Pixels where alpha can reach 1/255; NaN fails every comparison and drops out.
             reach = _TWO * math.log(opacity * _F(255))
@@ -240,13 +239,14 @@ def _project_kernel(
             record[A] = -_HALF * cov_yy * scale
             record[B] = cov_xy * scale
             record[C] = -_HALF * cov_xx * scale
-            record[OPACITY] = opacity
+            record[LOG2_OPACITY] = math.log(opacity) * _LOG2_E
             record[X0] = x0
             record[X1] = x1
             record[Y0] = y0
             record[Y1] = y1
             record[REACH] = -_HALF * reach * _LOG2_E
             record[DISC] = -scale * _LOG2_E
+            record[DEPTH] = z
 
             dx, dy, dz = mx - eye_x, my - eye_y, mz - eye_z
             unit = _ONE / math.sqrt(max(dx * dx + dy * dy + dz * dz, _F(1e-24)))

@@ -16,6 +16,7 @@ from services.splat_worker.rasterizer.project import Projection, ProjectionBuffe
 from services.splat_worker.scene import FloatArray, Scene
 
 BLACK = (0.0, 0.0, 0.0)
+_LEAST_ALPHA = np.float32(1e-10)  # gsplat's own
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,22 @@ class Picture:
 
     rgb: FloatArray  # [height, width, 3], from 0, not clipped above
     alpha: FloatArray  # [height, width], 0 to 1
+    depth: FloatArray | None  # [height, width], sum of weight times depth along the camera's axis; None: not asked for
     visible: int  # gaussians that can be seen
     pairs: int  # of gaussian and tile
     project_ms: float
     bin_ms: float
     blend_ms: float
 
+    @property
+    def expected_depth(self) -> FloatArray:
+        """[height, width], depth over alpha: where what is seen lies; 0 where nothing is. Needs `depth`."""
+        assert self.depth is not None
+        return np.asarray(self.depth / np.maximum(self.alpha, _LEAST_ALPHA), dtype=np.float32)
+
 
 class Rasterizer:
-    """Renders on the CPU with gsplat's maths (classic mode) on `threads` threads.
+    """Renders on the CPU with gsplat's maths on `threads` threads.
 
     Keeps its working memory between frames, so one instance serves one caller at a time; instances are
     independent.
@@ -44,14 +52,17 @@ class Rasterizer:
         self.threads = threads
         self._buffers = ProjectionBuffers.allocate(0)
 
-    def project(self, scene: Scene, camera: Camera, sh_degree: int | None = None) -> Projection:
-        """First stage. The result is valid until the next call. `sh_degree` None means the scene's own."""
+    def project(
+        self, scene: Scene, camera: Camera, sh_degree: int | None = None, antialiased: bool = False
+    ) -> Projection:
+        """First stage. The result is valid until the next call. `sh_degree` None means the scene's own; `antialiased`
+        dims splats by what the blur of every splat adds to their area, as gsplat's mode of that name."""
         start = time.perf_counter()
         use_threads(self.threads)
         if len(self._buffers.sources) < scene.count:
             self._buffers = ProjectionBuffers.allocate(scene.count)
         degree = scene.sh_degree if sh_degree is None else min(sh_degree, scene.sh_degree)
-        projection = project(scene, camera, degree, self._buffers)
+        projection = project(scene, camera, degree, antialiased, self._buffers)
         return replace(projection, ms=_ms_since(start))
 
     def bin(self, projection: Projection, camera: Camera) -> TileLists:
@@ -75,12 +86,24 @@ class Rasterizer:
         lists: TileLists,
         camera: Camera,
         background: tuple[float, float, float] = BLACK,
+        with_depth: bool = False,
     ) -> Picture:
-        """Last stage: pixels."""
+        """Last stage: pixels, and their depth when asked for."""
         start = time.perf_counter()
         use_threads(self.threads)
-        rgb, alpha = blend_tiles(projection.records, lists, camera.width, camera.height, background, self.threads)
-        return Picture(rgb, alpha, projection.visible, lists.pairs, projection.ms, lists.ms, blend_ms=_ms_since(start))
+        rgb, alpha, depth = blend_tiles(
+            projection.records, lists, camera.width, camera.height, background, self.threads, with_depth
+        )
+        return Picture(
+            rgb=rgb,
+            alpha=alpha,
+            depth=depth,
+            visible=projection.visible,
+            pairs=lists.pairs,
+            project_ms=projection.ms,
+            bin_ms=lists.ms,
+            blend_ms=_ms_since(start),
+        )
 
     def render(
         self,
@@ -88,10 +111,12 @@ class Rasterizer:
         camera: Camera,
         background: tuple[float, float, float] = BLACK,
         sh_degree: int | None = None,
+        antialiased: bool = False,
+        with_depth: bool = False,
     ) -> Picture:
         """All stages."""
-        projection = self.project(scene, camera, sh_degree)
-        return self.blend(projection, self.bin(projection, camera), camera, background)
+        projection = self.project(scene, camera, sh_degree, antialiased)
+        return self.blend(projection, self.bin(projection, camera), camera, background, with_depth)
 
     def blend_weights(self, scene: Scene, camera: Camera) -> FloatArray:
         """Per gaussian of the scene [gaussians] how much of this view it makes up, in pixels; 0 when it is not seen."""

@@ -1,18 +1,41 @@
-"""Scene files: .ply (INRIA layout), compressed .ply and SOG 1 and 2 (PlayCanvas), and SPZ 1 to 4.
+"""Scene files: .ply (INRIA layout), compressed .ply and SOG 1 and 2 (PlayCanvas), SPZ 1 to 4, .splat, .ksplat, and
+glTF with KHR_gaussian_splatting.
 
 Every reader checks what the file claims against its size and the limits before anything is allocated or
 parsed.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from headway.errors import BadInput
+from services.splat_worker.readers.gltf import read_gltf
+from services.splat_worker.readers.ksplat import read_ksplat
 from services.splat_worker.readers.ply import read_ply
 from services.splat_worker.readers.sog import read_sog
+from services.splat_worker.readers.splat import read_splat
 from services.splat_worker.readers.spz import read_spz
-from services.splat_worker.scene import Scene, SceneLimits, build_scene
+from services.splat_worker.scene import Gaussians, Scene, SceneLimits, build_scene
 
-SUFFIXES = (".ply", ".spz", ".sog")
+Reader = Callable[[Path, SceneLimits], Gaussians]
+
+READERS: Mapping[str, Reader] = {
+    ".ply": read_ply,
+    ".spz": read_spz,
+    ".sog": read_sog,
+    ".splat": read_splat,
+    ".ksplat": read_ksplat,
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+}
+SUFFIXES = tuple(READERS)
+Y_UP_SUFFIXES = (".spz", ".glb", ".gltf")
+"""Formats whose axes are right, up, back. The others keep the training's: right, down, forward."""
+
+
+def up_of(path: Path) -> tuple[float, float, float]:
+    """Which way is up in a file of this format, by the format's convention."""
+    return (0.0, 1.0, 0.0) if path.suffix.lower() in Y_UP_SUFFIXES else (0.0, -1.0, 0.0)
 
 
 def read_scene(path: Path, limits: SceneLimits) -> Scene:
@@ -24,8 +47,7 @@ def read_scene(path: Path, limits: SceneLimits) -> Scene:
     size = path.stat().st_size
     if size > limits.max_file_bytes:
         raise BadInput("file", f"{size} bytes; the limit is {limits.max_file_bytes}")
-    readers = {".ply": read_ply, ".spz": read_spz, ".sog": read_sog}
-    reader = readers.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise BadInput("file", f"suffix '{path.suffix}' is not one of {', '.join(SUFFIXES)}")
     scene = build_scene(reader(path, limits))

@@ -1,1 +1,1 @@
-"""Llama-family checkpoints in the Hugging Face layout: configuration, weights, forward pass, KV cache."""
+"""Model families, their weights and the forward pass over them; README.md says how they fit together."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from services.text_worker.model.config import LlamaConfig
+from services.text_worker.model.architecture import Architecture
 
 
 class KvCache:
@@ -12,10 +12,12 @@ class KvCache:
     A slot keeps its last holder's content: who takes one writes from position 0 and masks what lies behind.
     """
 
-    def __init__(self, config: LlamaConfig, *, slots: int, context: int, dtype: torch.dtype = torch.float32) -> None:
-        if slots < 1 or not 1 <= context <= config.context:
-            raise ValueError(f"slots must be at least 1 and context from 1 to {config.context}")
-        shape = (config.layers, slots, config.kv_heads, context, config.head_dim)
+    def __init__(
+        self, architecture: Architecture, *, slots: int, context: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        if slots < 1 or not 1 <= context <= architecture.context:
+            raise ValueError(f"slots must be at least 1 and context from 1 to {architecture.context}")
+        shape = (len(architecture.layers), slots, architecture.kv_heads, context, architecture.head_dim)
         # Zeros rather than empty: masked places weigh nothing only while they are finite (0 * NaN is NaN).
         self.keys = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, context, head_dim]
         self.values = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, context, head_dim]

@@ -1,17 +1,20 @@
-"""Safetensors weights, whole or sharded: every name, shape and value is checked before use."""
+"""Safetensors weights, whole or sharded: every name and shape is checked before any is read, every value when it is."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from services.text_worker.model.config import CheckpointError, LlamaConfig, read_json
+from services.text_worker.model.architecture import Architecture, Attention, Layer
+from services.text_worker.model.config import CheckpointError, read_json
+from services.text_worker.model.rope import rotary_order
+from services.text_worker.model.tensors import Shape, expected_shapes, gated_names, layer_prefix
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -20,52 +23,71 @@ HASH_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """One layer's tensors; matrices are [out, in] as `functional.linear` takes them. Biases may be absent."""
+class Matrix:
+    """A linear map as the checkpoint holds it: `x @ weight.T + bias`."""
 
-    input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
-    qkv_bias: Tensor | None  # [(heads + 2 * kv_heads) * head_dim]
-    out: Tensor  # [hidden, heads * head_dim]
-    out_bias: Tensor | None  # [hidden]
-    post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 * mlp, hidden]
-    gate_up_bias: Tensor | None  # [2 * mlp]
-    down: Tensor  # [hidden, mlp]
-    down_bias: Tensor | None  # [hidden]
+    weight: Tensor  # [out, in]
+    bias: Tensor | None = None  # [out]
+
+
+M = TypeVar("M")
+"""What a backend makes of a `Matrix`: packed, quantised, moved, or left as it is."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A whole checkpoint in one dtype; `head` is the embedding itself where they are tied."""
+class Gated(Generic[M]):
+    """One gated MLP."""
+
+    gate_up: M  # [2 * width, hidden], the gate's rows first
+    down: M  # [hidden, width]
+
+
+@dataclass(frozen=True)
+class Mixture(Generic[M]):
+    """A router over equal MLPs."""
+
+    router: M  # [experts, hidden]
+    experts: tuple[Gated[M], ...]
+
+
+@dataclass(frozen=True)
+class LayerWeights(Generic[M]):
+    """One layer. Norms are fp32 with the family's offset added, ready to multiply."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: M  # [(heads + 2 * kv_heads) * head_dim, hidden]; query and key rows in `rotary_order`
+    query_norm: Tensor | None  # [head_dim], with qk_norm
+    key_norm: Tensor | None  # [head_dim], with qk_norm
+    out: M  # [hidden, heads * head_dim]
+    post_attention_norm: Tensor | None  # [hidden], with sandwich
+    mlp_norm: Tensor  # [hidden]
+    mlp: Gated[M] | Mixture[M]
+    post_mlp_norm: Tensor | None  # [hidden], with sandwich
+
+
+@dataclass(frozen=True)
+class Weights(Generic[M]):
+    """A whole checkpoint. A tied head is made from the embedding."""
 
     embedding: Tensor  # [vocab, hidden]
-    layers: tuple[LayerWeights, ...]
-    norm: Tensor  # [hidden]
-    head: Tensor  # [vocab, hidden]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights; a tied head is not counted again."""
-        own_head = () if self.head is self.embedding else (self.head,)
-        layered = (value for layer in self.layers for value in vars(layer).values() if value is not None)
-        return sum(tensor.numel() for tensor in (self.embedding, self.norm, *own_head, *layered))
+    layers: tuple[LayerWeights[M], ...]
+    norm: Tensor  # [hidden] fp32
+    head: M  # [vocab, hidden]
+    parameters: int
+    """Number of weights; a tied head is not counted again."""
 
 
-def load_weights(folder: Path, config: LlamaConfig, dtype: torch.dtype = torch.float32) -> Weights:
-    """Reads every tensor. Raises CheckpointError naming the tensor or file and what is wrong."""
-    shapes = expected_shapes(config)
-    tensors = {name: tensor.to(dtype) for name, tensor in _read(folder, shapes)}
-    missing = sorted(shapes.keys() - tensors.keys())
-    if missing:
-        raise CheckpointError(f"{missing[0]}: missing from the checkpoint, with {len(missing) - 1} more")
-    embedding = tensors["model.embed_tokens.weight"]
-    return Weights(
-        embedding=embedding,
-        layers=tuple(_layer(tensors, f"model.layers.{i}.") for i in range(config.layers)),
-        norm=tensors["model.norm.weight"],
-        head=embedding if config.tied_embeddings else tensors["lm_head.weight"],
-    )
+def load_weights(
+    folder: Path, architecture: Architecture, pack: Callable[[Matrix], M], dtype: torch.dtype = torch.float32
+) -> Weights[M]:
+    """Reads every tensor, matrices in `dtype` through `pack`, one layer at a time: no second copy of the whole.
+
+    Raises CheckpointError naming the tensor or file and what is wrong.
+    """
+    shapes = expected_shapes(architecture)
+    with _opened(folder, shapes) as read:
+        reader = _Reader(architecture, lambda name: read(name).to(dtype), pack)
+        return reader.weights(sum(torch.Size(shape).numel() for shape in shapes.values()))
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
@@ -96,53 +118,91 @@ def fingerprint(folder: Path) -> str:
     return total.hexdigest()
 
 
-def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this configuration must hold, and its shape."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab, config.hidden),
-        "model.norm.weight": (config.hidden,),
-    }
-    if not config.tied_embeddings:
-        shapes["lm_head.weight"] = (config.vocab, config.hidden)
-    layer = _layer_shapes(config)
-    shapes.update({f"model.layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()})
-    return shapes
+@dataclass(frozen=True)
+class _Reader(Generic[M]):
+    """Puts a checkpoint's tensors together."""
 
+    architecture: Architecture
+    read: Callable[[str], Tensor]
+    pack: Callable[[Matrix], M]
 
-def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    matrices = {
-        "self_attn.q_proj": (query, config.hidden),
-        "self_attn.k_proj": (kv, config.hidden),
-        "self_attn.v_proj": (kv, config.hidden),
-        "self_attn.o_proj": (config.hidden, query),
-        "mlp.gate_proj": (config.mlp, config.hidden),
-        "mlp.up_proj": (config.mlp, config.hidden),
-        "mlp.down_proj": (config.hidden, config.mlp),
-    }
-    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in matrices.items()}
-    for name, (out, _) in matrices.items():
-        if config.attention_bias if name.startswith("self_attn") else config.mlp_bias:
-            shapes[f"{name}.bias"] = (out,)
-    norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
-    return shapes | dict.fromkeys(norms, (config.hidden,))
+    def weights(self, parameters: int) -> Weights[M]:
+        embedding = self.read("model.embed_tokens.weight")
+        head = embedding if self.architecture.tied_embeddings else self.read("lm_head.weight")
+        return Weights(
+            embedding=embedding,
+            layers=tuple(self._layer(index, layer) for index, layer in enumerate(self.architecture.layers)),
+            norm=self._norm("model.norm"),
+            head=self.pack(Matrix(head)),
+            parameters=parameters,
+        )
 
+    def _layer(self, index: int, layer: Layer) -> LayerWeights[M]:
+        prefix, names, attention = layer_prefix(index), self.architecture.names, layer.attention
+        normed = attention.qk_norm
+        return LayerWeights(
+            input_norm=self._norm(prefix + "input_layernorm"),
+            qkv=self._qkv(prefix, attention),
+            query_norm=self._norm(prefix + "self_attn.q_norm") if normed else None,
+            key_norm=self._norm(prefix + "self_attn.k_norm") if normed else None,
+            out=self._matrix((prefix + "self_attn.o_proj",), attention.out_bias),
+            post_attention_norm=self._norm(f"{prefix}{names.post_attention_norm}") if layer.sandwich else None,
+            mlp_norm=self._norm(prefix + names.mlp_norm),
+            mlp=self._mlp(prefix, layer),
+            post_mlp_norm=self._norm(f"{prefix}{names.post_mlp_norm}") if layer.sandwich else None,
+        )
 
-def _read(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-    seen: set[str] = set()
-    for file in weight_files(folder):
-        with _opened(folder / file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - the handle is not a mapping
-                if _ignored(name, shapes):
-                    continue
-                if name in seen:
-                    raise CheckpointError(f"{name}: held twice, again in {file}")
-                seen.add(name)
-                yield name, _checked(name, tensors, shapes)
+    def _norm(self, name: str) -> Tensor:
+        return self.read(name + ".weight").float() + self.architecture.norm_offset
+
+    def _qkv(self, prefix: str, attention: Attention) -> M:
+        raw = self._joined(tuple(prefix + name for name in self.architecture.names.qkv), attention.qkv_bias)
+        if attention.rope.rotary_dim == attention.head_dim:
+            return self.pack(raw)
+        order = rotary_order(attention.rope, attention.head_dim)
+        starts = torch.arange(attention.heads + attention.kv_heads) * attention.head_dim
+        turned = (starts[:, None] + order).flatten()  # rows of all query and key heads
+        rows = torch.cat((turned, torch.arange(len(turned), len(raw.weight))))
+        return self.pack(Matrix(raw.weight[rows], None if raw.bias is None else raw.bias[rows]))
+
+    def _mlp(self, prefix: str, layer: Layer) -> Gated[M] | Mixture[M]:
+        mixture = layer.mlp.experts
+        if mixture is None:
+            return self._gated(prefix, layer, None)
+        router = self._matrix((prefix + self.architecture.names.router,), biased=False)
+        return Mixture(router, tuple(self._gated(prefix, layer, expert) for expert in range(mixture.count)))
+
+    def _gated(self, prefix: str, layer: Layer, expert: int | None) -> Gated[M]:
+        gate_up, down = gated_names(prefix, self.architecture.names, expert)
+        return Gated(self._matrix(gate_up, layer.mlp.bias), self._matrix((down,), layer.mlp.bias))
+
+    def _matrix(self, names: tuple[str, ...], biased: bool) -> M:
+        return self.pack(self._joined(names, biased))
+
+    def _joined(self, names: tuple[str, ...], biased: bool) -> Matrix:
+        """Parts one under the other."""
+        weights = [self.read(name + ".weight") for name in names]
+        biases = [self.read(name + ".bias") for name in names] if biased else []
+        return Matrix(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(folder: Path, shapes: Mapping[str, Shape]) -> Iterator[Callable[[str], Tensor]]:
+    """A reader of tensors by name, after every name and shape in every file's header was found right."""
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for file in weight_files(folder):
+            tensors = stack.enter_context(_file(folder / file))
+            for name in _checked_names(file, tensors, shapes, files):
+                files[name] = tensors
+        missing = sorted(shapes.keys() - files.keys())
+        if missing:
+            raise CheckpointError(f"{missing[0]}: missing from the checkpoint, with {len(missing) - 1} more")
+        yield lambda name: _checked(name, files[name])
+
+
+@contextmanager
+def _file(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
@@ -150,45 +210,30 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path.name}: cannot be read: {error}") from error
 
 
-def _ignored(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _checked_names(file: str, tensors: Any, shapes: Mapping[str, Shape], seen: Mapping[str, Any]) -> Iterator[str]:
+    """The names in one file, judged by its header: nothing is read for a lying one."""
+    for name in tensors.keys():  # noqa: SIM118 - the handle is not a mapping
+        if _ignored(name, shapes):
+            continue
+        if name in seen:
+            raise CheckpointError(f"{name}: held twice, again in {file}")
+        if name not in shapes:
+            raise CheckpointError(f"{name}: not a tensor of this architecture")
+        shape = tuple(tensors.get_slice(name).get_shape())
+        if shape != shapes[name]:
+            raise CheckpointError(f"{name}: shape {shape} where config.json asks for {shapes[name]}")
+        yield name
+
+
+def _ignored(name: str, shapes: Mapping[str, Shape]) -> bool:
     """Old exports carry the rotary table, and some keep a tied head; neither says anything new."""
     return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in shapes)
 
 
-def _checked(name: str, tensors: Any, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    if name not in shapes:
-        raise CheckpointError(f"{name}: not a tensor of this architecture")
-    shape = tuple(tensors.get_slice(name).get_shape())  # from the header: nothing is read for a lying one
-    if shape != shapes[name]:
-        raise CheckpointError(f"{name}: shape {shape} where config.json asks for {shapes[name]}")
+def _checked(name: str, tensors: Any) -> Tensor:
     tensor: Tensor = tensors.get_tensor(name)
     if tensor.dtype not in DTYPES:
         raise CheckpointError(f"{name}: dtype {tensor.dtype} is not supported; supported: {DTYPES}")
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"{name}: holds NaN or infinite values")
     return tensor
-
-
-def _layer(tensors: dict[str, Tensor], prefix: str) -> LayerWeights:
-    def fused(*names: str) -> tuple[Tensor, Tensor | None]:
-        parts = [tensors.pop(f"{prefix}{name}.weight") for name in names]
-        biases = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
-        present = [bias for bias in biases if bias is not None]
-        return torch.cat(parts), torch.cat(present) if present else None
-
-    qkv, qkv_bias = fused("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    out, out_bias = fused("self_attn.o_proj")
-    gate_up, gate_up_bias = fused("mlp.gate_proj", "mlp.up_proj")
-    down, down_bias = fused("mlp.down_proj")
-    return LayerWeights(
-        input_norm=tensors.pop(prefix + "input_layernorm.weight"),
-        qkv=qkv,
-        qkv_bias=qkv_bias,
-        out=out,
-        out_bias=out_bias,
-        post_norm=tensors.pop(prefix + "post_attention_layernorm.weight"),
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=down,
-        down_bias=down_bias,
-    )

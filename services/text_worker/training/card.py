@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.config import load_config
-from services.text_worker.model.llama import Llama, Span
-from services.text_worker.model.weights import fingerprint, load_weights
+from services.text_worker.model.dense import DenseModel, Span
+from services.text_worker.model.families import load_architecture
+from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling, choose
 from services.text_worker.tokenizer import TextTokenizer, load_tokenizer
 from services.text_worker.training.export import write_json
@@ -54,8 +54,8 @@ class Data:
 
 def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, held: Held) -> None:
     """Writes card.json and README.md beside the checkpoint in `out`, with samples drawn from it as served."""
-    config = load_config(out)
-    model, tokenizer = Llama(config, load_weights(out, config)), load_tokenizer(out, config)
+    architecture = load_architecture(out)
+    model, tokenizer = DenseModel.load(out, architecture), load_tokenizer(out, architecture)
     card: dict[str, Any] = {
         "name": "headway-text-3m",
         "kind": "text",
@@ -82,14 +82,14 @@ def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, 
     (out / "README.md").write_text(_readme(card), encoding="utf-8")
 
 
-def _samples(model: Llama, tokenizer: TextTokenizer) -> list[dict[str, str]]:
+def _samples(model: DenseModel, tokenizer: TextTokenizer) -> list[dict[str, str]]:
     chats = [(q, tokenizer.encode_chat([{"role": "user", "content": q}])) for q in QUESTIONS]
     plain = [(text, tokenizer.encode(text)) for text in BEGINNINGS]
     return [{"prompt": text, "answer": _answer(model, tokenizer, tokens)} for text, tokens in (*chats, *plain)]
 
 
-def _answer(model: Llama, tokenizer: TextTokenizer, prompt: list[int]) -> str:
-    cache = KvCache(model.config, slots=1, context=min(model.config.context, len(prompt) + SAMPLE_TOKENS))
+def _answer(model: DenseModel, tokenizer: TextTokenizer, prompt: list[int]) -> str:
+    cache = KvCache(model.architecture, slots=1, context=min(model.architecture.context, len(prompt) + SAMPLE_TOKENS))
     tokens, done = list(prompt), 0
     while len(tokens) < cache.context:
         logits = model.forward([Span(0, done, tuple(tokens[done:]))], cache)

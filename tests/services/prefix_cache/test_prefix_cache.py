@@ -12,6 +12,7 @@ from headway.errors import RemoteError, StoreUnavailable, from_rpc_error
 from headway.telemetry import Metrics
 from headway.v1 import errors_pb2, prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.prefix_cache.config import PrefixCacheConfig
+from services.prefix_cache.link import RedisLink
 from services.prefix_cache.store import ResultStore
 
 KEY = bytes(range(32))
@@ -144,21 +145,6 @@ async def test_bad_input_names_its_field(serving_cache: Any, valkey: Any, field:
     assert list(error.violations) == [field]
 
 
-async def test_blocks_are_not_served_yet(serving_cache: Any, valkey: Any) -> None:
-    async with serving_cache(redis=valkey.url) as channel:
-        cache = Cache(channel)
-        for method, request in (
-            ("Fetch", prefix_cache_pb2.FetchRequest()),
-            ("Store", prefix_cache_pb2.StoreRequest()),
-            ("Publish", prefix_cache_pb2.PublishRequest()),
-        ):
-            assert (await cache.failing(method, request)).reason == errors_pb2.ERROR_REASON_UNIMPLEMENTED
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            async for _ in cache.stub.Watch(prefix_cache_pb2.WatchPrefixesRequest(), timeout=5):
-                pass
-        assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 @pytest.mark.parametrize("url", ["http://host", "localhost:6379", ""])
 def test_a_wrong_url_stops_the_start(url: str) -> None:
     with pytest.raises(ConfigError, match="redis"):
@@ -172,7 +158,8 @@ def test_ttls_must_agree() -> None:
 
 async def test_the_metric_says_whether_redis_answers(valkey: Any) -> None:
     reachable = Metrics("prefix-cache", "0").store_reachable
-    store = ResultStore(valkey.url, connections=2, reachable=reachable)
+    link = RedisLink(valkey.url, connections=2, reachable=reachable)
+    store = ResultStore(link)
     assert await store.get(KEY, timeout_s=5) is None
     assert reachable._value.get() == 1
     valkey.kill()
@@ -182,4 +169,4 @@ async def test_the_metric_says_whether_redis_answers(valkey: Any) -> None:
     valkey.start_again()
     assert await store.get(KEY, timeout_s=5) is None
     assert reachable._value.get() == 1
-    await store.close()
+    await link.close()

@@ -27,6 +27,7 @@ class Mesh:
         self._running: list[tuple[asyncio.Event, asyncio.Task[None]]] = []
         self._channels = AsyncExitStack()
         self.router_service: Any = None
+        self.router_address = ""
 
     async def _start(self, stop: asyncio.Event, run: Callable[[Any], Any]) -> str:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -72,7 +73,7 @@ class Mesh:
             return await build_router(config, service)
 
         run = partial(serve, config, "router", build, span=Span.ROUTER_CALL, until=stop.wait)
-        address = await self._start(stop, lambda ready: run(ready=ready))
+        address = self.router_address = await self._start(stop, lambda ready: run(ready=ready))
         client = Client(await self._channels.enter_async_context(grpc.aio.insecure_channel(address)), metadata)
         await client.until(lambda workers: _healthy(workers) == (len(parts) if healthy is None else healthy))
         return client

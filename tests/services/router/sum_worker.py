@@ -1,6 +1,6 @@
 """Genuine small workers over the real engine loop: their engine adds up a number, one step at a time.
 
-`python sum_worker.py image [closed]` serves in a process of its own and prints its port.
+`python sum_worker.py image [STEPS]` serves in a process of its own and prints its port; after STEPS steps it hangs.
 """
 
 import asyncio
@@ -60,12 +60,17 @@ class SumScheduler:
 
 @dataclass
 class SumEngine:
-    """Steps while `gate` is open."""
+    """Steps while `gate` is open, which closes itself after `steps`."""
 
     gate: threading.Event = field(default_factory=threading.Event)
+    steps: int | None = None
     released: int = 0
 
     def run(self, batch: Batch[Sum]) -> list[int]:
+        if self.steps is not None:
+            self.steps -= 1
+            if self.steps < 0:
+                self.gate.clear()
         assert self.gate.wait(20)
         return [work.total + work.number for work in batch.works]
 
@@ -106,7 +111,8 @@ class SumServicer:
         """What each call brought, in seconds: the deadline as this hop sees it."""
         self.metadata: list[dict[str, Any]] = []
 
-    async def sums(self, name: str, number: int, level: Any, context: Any) -> AsyncIterator[Any]:
+    async def sums(self, name: str, number: int, level: Any, context: Any, done: int = 0) -> AsyncIterator[Any]:
+        """`done`: steps that another worker took already."""
         self.budgets.append(context.time_remaining())
         self.metadata.append(dict(context.invocation_metadata()))
         budget = self.runtime.budget(context)
@@ -115,7 +121,8 @@ class SumServicer:
             raise BadInput("labels", "each must be at most 1000")
         ticket = self.runtime.ticket(budget, level, self.asset.ladder)
         context.set_trailing_metadata((("sum-worker", self.runtime.identity.worker_id),))
-        async for event in self.runtime.events(Sum(ticket, number)):
+        ticket.steps_executed = done
+        async for event in self.runtime.events(Sum(ticket, number, number * done)):
             yield self.runtime.served(ticket, self.asset) if isinstance(event, Finished) else event
 
 
@@ -127,7 +134,8 @@ class SumImages(SumServicer, image_pb2_grpc.ImageGenerationServicer):
             elif isinstance(part, common_pb2.Served):
                 yield image_pb2.GenerateImagesResponse(summary=image_pb2.ImagesSummary(served=part, seed=request.seed))
             else:
-                image = image_pb2.Image(data=str(part).encode(), preview=request.previews)
+                index = part // max(1, sum(request.labels)) - 1
+                image = image_pb2.Image(index=index, data=str(part).encode(), preview=request.previews)
                 yield image_pb2.GenerateImagesResponse(batch=image_pb2.ImageBatch(images=[image]))
 
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -139,13 +147,18 @@ class SumImages(SumServicer, image_pb2_grpc.ImageGenerationServicer):
 
 class SumText(SumServicer, text_pb2_grpc.TextGenerationServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        async for part in self.sums(request.model, len(request.text), request.service_level, context):
+        done, tokens = len(request.resume.token_ids), 0
+        async for part in self.sums(request.model, len(request.text), request.service_level, context, done):
             if isinstance(part, common_pb2.Plan):
                 yield text_pb2.GenerateResponse(plan=part)
             elif isinstance(part, common_pb2.Served):
-                yield text_pb2.GenerateResponse(summary=text_pb2.GenerateSummary(served=part))
+                usage = text_pb2.Usage(completion_tokens=tokens)
+                seed = request.resume.seed or request.sampling.seed
+                yield text_pb2.GenerateResponse(summary=text_pb2.GenerateSummary(served=part, usage=usage, seed=seed))
             else:
-                yield text_pb2.GenerateResponse(chunk=text_pb2.TokenChunk(text=f"{part} "))
+                chunk = text_pb2.TokenChunk(token_ids=[part], offset=done + tokens, text=f"{part} ")
+                tokens += 1
+                yield text_pb2.GenerateResponse(chunk=chunk)
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
         return text_pb2.TokenizeResponse(ids=request.text.encode())
@@ -231,10 +244,9 @@ class SumWorker:
         )
 
 
-async def main(kind: str, gate: str = "open") -> None:
-    worker = SumWorker(kind, name="process")
-    if gate == "open":
-        worker.engine.gate.set()
+async def main(kind: str, steps: str | None = None) -> None:
+    worker = SumWorker(kind, name="process", engine=SumEngine(steps=None if steps is None else int(steps)))
+    worker.engine.gate.set()
     await worker.serve(lambda port: print(port, flush=True))
 
 

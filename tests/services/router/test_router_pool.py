@@ -16,6 +16,7 @@ from headway.v1 import common_pb2, router_pb2, worker_pb2
 from services.router.breaker import Breaker
 from services.router.calls import Calls
 from services.router.config import WorkerAddress
+from services.router.identity import Identity
 from services.router.member import REPORT_INTERVAL_S, Member
 from services.router.pool import Pool, Upstream
 from services.router.resolver import is_name, resolve
@@ -68,7 +69,7 @@ async def test_addresses_behind_a_name_come_and_go_and_stay_while_it_cannot_be_r
 
     worker = WorkerAddress(common_pb2.KIND_TEXT, "workers.mesh:1")
     metrics = Metrics("router", "0")
-    pool = Pool([worker], Upstream(OPEN, 1 << 20, 0.02, 0.0), metrics, Now(), lookup)
+    pool = Pool([worker], Upstream(OPEN, Identity(OPEN, None), 1 << 20, 0.02, 0.0), metrics, Now(), lookup)
     running = asyncio.create_task(pool.run())
     async with asyncio.timeout(10):
         await all_seen.wait()
@@ -124,7 +125,15 @@ def test_a_dead_dependency_is_tried_at_most_once_a_rest(steps: list[str]) -> Non
 async def member_with_report() -> tuple[Member, Now, grpc.aio.Channel]:
     now = Now()
     channel = open_channel("127.0.0.1:1")
-    member = Member("127.0.0.1:1", common_pb2.KIND_IMAGE, channel, (), clock=now, changed=lambda: None)
+    member = Member(
+        "127.0.0.1:1",
+        common_pb2.KIND_IMAGE,
+        channel,
+        Identity(OPEN, None),
+        clock=now,
+        changed=lambda: None,
+        others=lambda: False,
+    )
     described = worker_pb2.DescribeResponse(worker_id="w", kind=common_pb2.KIND_IMAGE)
     described.assets.add(name="sums", hash="h").ladder.rungs.add(label="1", quality=1.0, nfe=1)
     member.description = read_description(described, common_pb2.KIND_IMAGE)

@@ -91,6 +91,28 @@ def test_what_is_cached_is_what_was_measured(tmp_path: Path) -> None:
     assert entry.stat().st_mtime_ns == stamp  # read, not written again
 
 
+def test_progress_rises_stage_by_stage_and_what_is_cached_needs_none(tmp_path: Path) -> None:
+    scene, home = small()
+    told: list[tuple[str, float]] = []
+    ladder.rank(scene, home, BENCH, tmp_path, lambda stage, share: told.append((stage, share)))
+    assert told == sorted(told, key=lambda each: (["order", "ladder"].index(each[0]), each[1]))
+    assert told[0] == ("order", 0) and told[-1] == ("ladder", 1)
+    told.clear()
+    ladder.rank(scene, home, BENCH, tmp_path, lambda stage, share: told.append((stage, share)))
+    assert told == []
+
+
+def test_a_load_can_be_stopped(tmp_path: Path) -> None:
+    scene, home = small()
+
+    def stop(stage: str, share: float) -> None:
+        raise InterruptedError(stage)
+
+    with pytest.raises(InterruptedError):
+        ladder.rank(scene, home, BENCH, tmp_path, stop)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_cache_entry_is_measured_anew(tmp_path: Path) -> None:
     scene, home = small()
     truth = ladder.rank(scene, home, BENCH, tmp_path)

@@ -1,14 +1,16 @@
 """Our pixels against gsplat's reference maths, on ordinary and on hostile views."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from gsplat_judge import judge, psnr_db
+import torch
 
+from benchmarks.gsplat_reference import Judged, judge, psnr_db
 from services.splat_worker.camera import Camera, look_at
-from services.splat_worker.rasterizer import Rasterizer
-from services.splat_worker.scene import Gaussians, Scene, build_scene
+from services.splat_worker.rasterizer import Picture, Rasterizer
+from services.splat_worker.scene import Gaussians, build_scene
 
 SIZE = 96
 MIN_PSNR_DB = 60
@@ -41,6 +43,15 @@ def same_depth(gaussians: Gaussians) -> Gaussians:
     return replace(gaussians, means=flat)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """The judge's threads would wait for one another on a busy host, for most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 STRAIGHT = look_at((0, 0, -4), (0, 0, 0), (0, -1, 0), 50, SIZE, SIZE)
 CASES: dict[str, tuple[Gaussians, Camera]] = {
     "normal": (cloud(3000), view()),
@@ -62,25 +73,61 @@ CASES: dict[str, tuple[Gaussians, Camera]] = {
 }
 
 
-def check(scene: Scene, camera: Camera, threads: int, sh_degree: int | None = None) -> None:
-    background = (0.2, 0.5, 0.9)
-    picture = Rasterizer(threads).render(scene, camera, background, sh_degree)
-    rgb, alpha = judge(scene, camera, background, sh_degree)
-    for ours, theirs in ((picture.rgb, rgb), (picture.alpha, alpha)):
-        assert np.isfinite(ours).all()
-        assert psnr_db(ours, theirs) >= MIN_PSNR_DB
-        off = np.abs(ours - theirs).reshape(camera.width * camera.height, -1).max(axis=1) > 1 / 255
-        assert off.mean() <= MAX_SHARE_OFF
+def check_plane(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """One output, [height, width] or [height, width, 3], whose values are of about 1."""
+    assert np.isfinite(ours).all()
+    assert psnr_db(ours, theirs) >= MIN_PSNR_DB
+    off = np.abs(ours - theirs).reshape(*theirs.shape[:2], -1).max(axis=2) > 1 / 255
+    assert off.mean() <= MAX_SHARE_OFF
 
 
+def check(picture: Picture, judged: Judged) -> None:
+    """All outputs; depths are compared as shares of the farthest."""
+    assert picture.depth is not None
+    check_plane(picture.rgb, judged.rgb)
+    check_plane(picture.alpha, judged.alpha)
+    for ours, theirs in (
+        (picture.depth, judged.depth),
+        (picture.expected_depth, judged.expected_depth),
+    ):
+        farthest = max(judged.depth.max(), judged.expected_depth.max(), 1.0)
+        check_plane(ours / farthest, theirs / farthest)
+
+
+BACKGROUND = (0.2, 0.5, 0.9)
+
+
+@pytest.mark.parametrize("antialiased", [False, True], ids=["classic", "antialiased"])
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_are_gsplats(case: str) -> None:
+def test_pixels_are_gsplats(case: str, antialiased: bool) -> None:
     gaussians, camera = CASES[case]
-    check(build_scene(gaussians), camera, threads=2)
+    scene = build_scene(gaussians)
+    picture = Rasterizer(2).render(scene, camera, BACKGROUND, antialiased=antialiased, with_depth=True)
+    check(picture, judge(scene, camera, BACKGROUND, antialiased=antialiased))
 
 
 def test_a_lower_sh_degree_is_gsplats_too() -> None:
-    check(build_scene(cloud(1000)), view(), threads=1, sh_degree=1)
+    scene = build_scene(cloud(1000))
+    picture = Rasterizer(1).render(scene, view(), BACKGROUND, sh_degree=1, with_depth=True)
+    check(picture, judge(scene, view(), BACKGROUND, sh_degree=1))
+
+
+def test_a_crop_is_a_part_of_gsplats_whole_frame() -> None:
+    # Splats at the frame's edge: there the shape is clamped to the whole frame's limits, not to the crop's.
+    scene, whole = build_scene(stretched(cloud(2000), (6, 1, 1))), view((0.5, 0.3, -1.5))
+    judged = judge(scene, whole, BACKGROUND)
+    for left, top, width, height in ((0, 0, 40, 30), (61, 50, 35, 46), (17, 33, 1, 1)):
+        picture = Rasterizer(1).render(scene, whole.cropped(left, top, width, height), BACKGROUND, with_depth=True)
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        planes = (judged.rgb, judged.alpha, judged.depth, judged.expected_depth)
+        check(picture, Judged(*(plane[rows, columns] for plane in planes)))
+
+
+def test_depth_is_left_out_unless_it_is_asked_for() -> None:
+    scene = build_scene(cloud(500))
+    without, within = (Rasterizer(1).render(scene, view(), with_depth=asked) for asked in (False, True))
+    assert without.depth is None and within.depth is not None
+    assert np.array_equal(without.rgb, within.rgb)
 
 
 def test_pixels_do_not_depend_on_the_number_of_threads() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
-from headway.errors import BadInput
-from headway.planning import plan_queue
+from headway.errors import BadInput, Shed
+from headway.planning import admit, plan_queue
 from headway.quality import Ladder, Rung, read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
@@ -21,6 +21,7 @@ from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame, FrameSpec, Shot
 from services.splat_worker.ladder import RankedScene
 from services.splat_worker.library import LoadedScene
+from services.splat_worker.pace import Ahead
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.scene import build_scene
 from services.splat_worker.scheduler import SplatScheduler
@@ -128,6 +129,17 @@ def test_after_binning_a_rung_is_never_raised(budget_s: float, tile_work: int, s
     decided = SCHEDULER.after_binning(planned, tile_work, spent_ms, spent_ms / 1000)
     assert decided.level >= planned.choice.level
     assert decided.job == planned.choice.job
+
+
+def test_frames_of_a_path_that_are_to_come_keep_others_out() -> None:
+    busy, half = replace(SCHEDULER, ahead=Ahead()), common_pb2.ServiceLevel(exact="half")
+    busy.ahead.keep(1, [(1.0, 980.0)])
+    small, large = busy.job(frame(0.5), 0.0), busy.job(frame(0.5, half), 0.0)  # of 15 and of 45 ms
+    admit([], small, busy.setting(0.0, (), SAME))  # due earlier, and the path still fits behind it
+    with pytest.raises(Shed):
+        admit([], large, busy.setting(0.0, (), SAME))
+    busy.ahead.keep(1, ())
+    admit([], large, busy.setting(0.0, (), SAME))
 
 
 class Clock:

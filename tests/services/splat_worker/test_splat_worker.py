@@ -2,87 +2,22 @@
 
 import asyncio
 import io
-import json
 import math
-import os
-import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import scene_files
 from PIL import Image
+from splat_rig import CARD, RUNG_S, SCENES, TIMEOUT_S, worker
 
 from headway.errors import from_rpc_error
-from headway.server import StartError, serve
-from headway.telemetry import Span
+from headway.server import StartError
 from headway.v1 import common_pb2, splat_pb2, splat_pb2_grpc, worker_pb2, worker_pb2_grpc
-from services.splat_worker.card import read_cards
-from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import to_pixels
-from services.splat_worker.main import build
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.readers import read_scene
 from services.splat_worker.scene import SceneLimits
-
-SCENES = Path(__file__).parents[3] / "models" / "scenes"
-CARD = read_cards(SCENES)["still-life"]
-TIMEOUT_S = 20.0
-RUNG_S = 0.4
-
-
-@asynccontextmanager
-async def worker(**settings) -> AsyncIterator[grpc.aio.Channel]:
-    port = asyncio.get_running_loop().create_future()
-    defaults = {"listen": "127.0.0.1:0", "metrics_port": None, "threads": 1, "drain_s": 5}
-    config = SplatWorkerConfig(**(defaults | settings))
-    task = asyncio.create_task(
-        serve(config, "splat-worker", partial(build, config), span=Span.WORKER_CALL, ready=port.set_result)
-    )
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
-            yield channel
-    finally:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, 20)
-
-
-@pytest.fixture(scope="session")
-def calibrations(tmp_path_factory) -> Path:
-    """Kept for the session, so that one start measures this host and the others find it measured."""
-    return tmp_path_factory.mktemp("splat-calibrations")
-
-
-@pytest.fixture
-async def channel(calibrations) -> AsyncIterator[grpc.aio.Channel]:
-    async with worker(cache_dir=calibrations) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def slow_channel(calibrations, tmp_path) -> AsyncIterator[grpc.aio.Channel]:
-    """A worker that was calibrated on a far slower host: RUNG_S less for each rung down, so that seconds bind."""
-    async with worker(cache_dir=calibrations):
-        pass
-    assert CARD.ladder is not None
-    labels = [rung.label for rung in CARD.ladder.rungs]
-    mean_ms = {f"render {label}": 1000 * RUNG_S * (len(labels) - rank) for rank, label in enumerate(labels)}
-    for path in calibrations.glob("calibration-*.json"):
-        file = json.loads(path.read_text())
-        for name, points in file["curves"].items():
-            # The small size stays as it is: by it a worker knows how quick this host is now.
-            for point in points[1:] if name in mean_ms else points:
-                point |= {"mean_ms": mean_ms.get(name, 1.0), "var_ms2": 0.0}
-        (tmp_path / path.name).write_text(json.dumps(file))
-    async with worker(cache_dir=tmp_path) as connected:
-        yield connected
 
 
 def ask(width: int = 160, height: int = 120, **fields) -> splat_pb2.RenderRequest:
@@ -258,7 +193,6 @@ async def test_unknown_names_and_rungs_and_options_have_errors_of_their_own(chan
     assert (await failure(channel, ask(service_level=exact))).reason_name == "NO_SUCH_RUNG"
     stub = splat_pb2_grpc.SplatRenderingStub(channel)
     for call in (
-        stub.RenderPath(splat_pb2.RenderPathRequest(), timeout=TIMEOUT_S).read(),
         stub.LoadScene(splat_pb2.LoadSceneRequest(), timeout=TIMEOUT_S).read(),
         stub.UnloadScene(splat_pb2.UnloadSceneRequest(), timeout=TIMEOUT_S),
     ):

@@ -14,6 +14,7 @@ from headway.quality import read_wish
 from headway.ticket import Ticket
 from headway.v1 import common_pb2
 from services.text_worker.costs import TextCosts
+from services.text_worker.lengths import LengthModel
 from services.text_worker.sampling import Sampling
 from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
 from services.text_worker.sequence import LADDER, Sequence, goals_of
@@ -191,3 +192,22 @@ def test_fewer_slots_than_lanes_are_refused() -> None:
 def test_costs_learned_on_the_way_change_the_plan() -> None:
     setting = scheduler().setting(1.0, ((2.0, 5.0),), Cost(3.0))
     assert setting == replace(PLANNING, now_s=1.0, foreign=((2.0, 5.0),), scale=Cost(3.0))
+
+
+def test_texts_that_end_early_are_not_declared_at_full_length() -> None:
+    """The last rung stays whole, being the promise, and no rung seems to end with the next token."""
+    lengths = LengthModel()
+    for _ in range(300):
+        lengths.observe(prompt_tokens=5, begun=0, new_tokens=24, ended=True)
+    learned = TextScheduler(COSTS, slots=6, planning=PLANNING, lengths=lengths)
+    assert steps(sequence()) == [100, 75, 50, 25, 16]
+    expected = [option.load for option in learned.job(sequence(), 0.0).options]
+    assert expected[0].steps_left < 60
+    assert [load.steps_left for load in expected] == sorted((load.steps_left for load in expected), reverse=True)
+    assert expected[-1] == scheduler().job(sequence(), 0.0).options[-1].load
+    assert expected[0].setup.var_ms2 > 0
+    exact = sequence(level=common_pb2.ServiceLevel(exact="100%"))
+    assert [option.load.steps_left for option in learned.job(exact, 0.0).options] == [100]
+    about_to_end = learned.job(sequence(slot=0, done=24), 0.0).options
+    assert [option.load.steps_left for option in about_to_end][-1] == 1
+    assert all(option.load.steps_left >= 2 for option in about_to_end[:-1])

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from services.text_worker.model.config import CheckpointError, LlamaConfig, parse_config
+from services.text_worker.model.architecture import Architecture
+from services.text_worker.model.config import CheckpointError
+from services.text_worker.model.families import parse_architecture
 from services.text_worker.sampling import Sampling
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer, load_sampling, load_tokenizer
 
@@ -101,9 +103,9 @@ def folder_with(tmp_path: Path, generation: object) -> Path:
     return tmp_path
 
 
-def config(vocab: int = 400) -> LlamaConfig:
+def config(vocab: int = 400) -> Architecture:
     raw = {"architectures": ["LlamaForCausalLM"], "vocab_size": vocab, "eos_token_id": 3} | SIZES
-    return parse_config(raw)
+    return parse_architecture(raw)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.text_worker.model.config import CheckpointError, LlamaConfig, load_config, parse_config
+from services.text_worker.model.architecture import Architecture
+from services.text_worker.model.config import CheckpointError
+from services.text_worker.model.families import load_architecture, parse_architecture
 
 GOOD: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -25,11 +27,11 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_f
 
 
 def test_a_plain_configuration_is_read() -> None:
-    config = parse_config(GOOD)
-    assert (config.head_dim, config.kv_heads, config.rope_theta) == (8, 2, 10_000.0)
+    config = parse_architecture(GOOD)
+    rope = config.layers[0].attention.rope
+    assert (config.head_dim, config.kv_heads, rope.theta, rope.kind) == (8, 2, 10_000.0, "default")
     assert config.eos_ids == {1, 2}
     assert not config.tied_embeddings
-    assert config.rope_scaling is None
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,9 @@ def test_a_plain_configuration_is_read() -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"sliding_window": 512}, "sliding_window"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"type": "proportional"}}, "proportional"),
+        ({"rope_scaling": {"type": ["yarn"]}}, "yarn"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": LLAMA3}, "original_max_position_embeddings"),
@@ -62,7 +65,7 @@ def test_a_plain_configuration_is_read() -> None:
 )
 def test_what_cannot_be_served_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
-        parse_config(GOOD | change)
+        parse_architecture(GOOD | change)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +74,12 @@ def test_what_cannot_be_served_is_refused_by_name(change: dict[str, Any], named:
 def test_an_unreadable_file_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=said):
-        load_config(tmp_path)
+        load_architecture(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_config(tmp_path)
+        load_architecture(tmp_path)
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4)
@@ -86,4 +89,4 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 @settings(max_examples=150, deadline=None)
 def test_any_value_is_read_or_refused(field: str, value: object) -> None:
     with contextlib.suppress(CheckpointError):
-        assert isinstance(parse_config(GOOD | {field: value}), LlamaConfig)
+        assert isinstance(parse_architecture(GOOD | {field: value}), Architecture)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.config import parse_config
+from services.text_worker.model.families import parse_architecture
 
-CONFIG = parse_config(
+ARCHITECTURE = parse_architecture(
     {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 16,
@@ -24,7 +24,7 @@ CONFIG = parse_config(
 @settings(max_examples=60, deadline=None)
 def test_a_slot_has_one_holder_at_a_time(moves: list[int | None]) -> None:
     """None takes a slot; a number gives that holder's back."""
-    cache, held = KvCache(CONFIG, slots=4, context=8), list[int]()
+    cache, held = KvCache(ARCHITECTURE, slots=4, context=8), list[int]()
     for move in moves:
         if move is None:
             slot = cache.acquire()
@@ -36,18 +36,18 @@ def test_a_slot_has_one_holder_at_a_time(moves: list[int | None]) -> None:
 
 
 def test_the_size_is_what_its_shape_says() -> None:
-    assert KvCache(CONFIG, slots=3, context=8).size_bytes == 2 * 2 * 3 * 2 * 8 * 4 * 4
+    assert KvCache(ARCHITECTURE, slots=3, context=8).size_bytes == 2 * 2 * 3 * 2 * 8 * 4 * 4
 
 
 @pytest.mark.parametrize(("slots", "context"), [(0, 8), (1, 0), (1, 33)])
 def test_sizes_out_of_range_are_refused(slots: int, context: int) -> None:
     with pytest.raises(ValueError, match="from 1 to 32"):
-        KvCache(CONFIG, slots=slots, context=context)
+        KvCache(ARCHITECTURE, slots=slots, context=context)
 
 
 @pytest.mark.parametrize("slot", [0, -1, 2])
 def test_a_slot_that_is_not_taken_cannot_come_back(slot: int) -> None:
-    cache = KvCache(CONFIG, slots=2, context=8)
+    cache = KvCache(ARCHITECTURE, slots=2, context=8)
     assert cache.acquire() == 0
     cache.release(0)
     with pytest.raises(ValueError, match="not taken"):

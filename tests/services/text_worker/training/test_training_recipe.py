@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from services.text_worker.model.cache import KvCache
-from services.text_worker.model.config import load_config
-from services.text_worker.model.llama import Llama, Span
-from services.text_worker.model.weights import load_weights
+from services.text_worker.model.dense import DenseModel, Span
+from services.text_worker.model.families import load_architecture
 from services.text_worker.tokenizer import load_tokenizer
 from services.text_worker.training.corpus import (
     Document,
@@ -87,16 +86,16 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
 def test_the_worker_computes_what_was_trained(tmp_path: Path) -> None:
     trainer, outcome, _ = trained(tmp_path / "run")
     folder = tmp_path / "run" / "model"
-    config = load_config(folder)
-    tokenizer = load_tokenizer(folder, config)
+    architecture = load_architecture(folder)
+    tokenizer = load_tokenizer(folder, architecture)
     tokens = tokenizer.encode("The with statement")[: SHAPE.context]
-    model = Llama(config, load_weights(folder, config))
-    logits = model.forward([Span(0, 0, tuple(tokens))], KvCache(config, slots=1, context=SHAPE.context))
+    model = DenseModel.load(folder, architecture)
+    logits = model.forward([Span(0, 0, tuple(tokens))], KvCache(architecture, slots=1, context=SHAPE.context))
     with torch.no_grad():
         expected = trainer.network.eval()(torch.tensor([tokens]))[0, -1]
     torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
     assert tokens[0] == tokenizer.tokenizer.token_to_id(BEGIN)
-    assert config.eos_ids == tokenizer.eos_ids == {tokenizer.tokenizer.token_to_id(END)}
+    assert architecture.eos_ids == tokenizer.eos_ids == {tokenizer.tokenizer.token_to_id(END)}
     assert outcome.trained_tokens == outcome.step * FIT.batch * SHAPE.context
 
 

@@ -8,6 +8,7 @@ given here in torch, slow and plain.
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from unittest import mock
 
 import numpy as np
@@ -21,32 +22,46 @@ from services.splat_worker.scene import Scene
 MIN_ALPHA, MIN_TRANSMITTANCE = 1 / 255, 1e-4
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A frame as gsplat has it, in float64: its maths, not its rounding."""
+
+    rgb: npt.NDArray[np.float64]  # [height, width, 3]
+    alpha: npt.NDArray[np.float64]  # [height, width]
+    depth: npt.NDArray[np.float64]  # [height, width], gsplat's D
+    expected_depth: npt.NDArray[np.float64]  # [height, width], gsplat's ED
+
+
 def judge(
     scene: Scene,
     camera: Camera,
     background: tuple[float, float, float] = (0, 0, 0),
     sh_degree: int | None = None,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """RGB [height, width, 3] and alpha [height, width] as gsplat has them, in float64: its maths, not its
-    rounding."""
+    antialiased: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Judged:
+    """The frame in gsplat's mode RGB+D, classic or antialiased; its ED is D over alpha."""
     import gsplat.rendering
 
     arrays = (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh)
-    with torch.no_grad(), _without_cuda():
-        rgb, alpha, _ = gsplat.rendering._rasterization(
-            *(torch.tensor(array, dtype=torch.float64) for array in arrays),
-            viewmats=torch.tensor(camera.viewmat)[None],
-            Ks=torch.tensor(camera.k)[None],
+    with torch.no_grad(), without_cuda():
+        pixels, alphas, _ = gsplat.rendering._rasterization(
+            *(torch.tensor(array, dtype=dtype) for array in arrays),
+            viewmats=torch.tensor(camera.viewmat, dtype=dtype)[None],
+            Ks=torch.tensor(camera.k, dtype=dtype)[None],
             width=camera.width,
             height=camera.height,
             sh_degree=scene.sh_degree if sh_degree is None else sh_degree,
-            backgrounds=torch.tensor([background], dtype=torch.float64),
+            backgrounds=torch.tensor([background], dtype=dtype),
+            render_mode="RGB+D",
+            rasterize_mode="antialiased" if antialiased else "classic",
         )
-    return rgb[0].numpy(), alpha[0, ..., 0].numpy()
+    frame, alpha = pixels[0].numpy(), alphas[0, ..., 0].numpy()
+    return Judged(frame[..., :3], alpha, frame[..., 3], frame[..., 3] / alpha.clip(min=1e-10))
 
 
 @contextlib.contextmanager
-def _without_cuda() -> Iterator[None]:
+def without_cuda() -> Iterator[None]:
     """What gsplat and nerfacc do in CUDA only, for the duration."""
     import gsplat.rendering
     import nerfacc.cuda
@@ -146,5 +161,6 @@ def _exclusive_prod(starts: Tensor, counts: Tensor, inputs: Tensor) -> Tensor:
 
 
 def psnr_db(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float64]) -> float:
+    """PSNR of values whose peak is 1; infinite for equal ones."""
     error = float(np.mean((ours.astype(np.float64) - theirs) ** 2))
     return math.inf if error == 0 else -10 * math.log10(error)

@@ -1,0 +1,65 @@
+"""What the planner plans: requests with the rungs that they may still take, on a worker as it is now."""
+
+from dataclasses import dataclass
+
+from headway.cost import ONE, Cost, Foreign, Load, StepCurve
+from headway.quality import Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One rung that a request may still take, and what is left to do at it."""
+
+    rung: Rung
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, as the planner sees it. Times are monotonic seconds."""
+
+    key: int
+    priority: int
+    """1 low, 2 normal, 3 high."""
+    due_s: float
+    """When the answer must be complete."""
+    target_s: float
+    """When it is wanted; at most `due_s`."""
+    options: tuple[Option, ...]
+    """Best first, the caller's floor applied; never empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the planner knows of the worker."""
+
+    now_s: float
+    curve: StepCurve
+    """As calibrated."""
+    max_batch: int
+    scale: Cost = ONE
+    """How much slower or faster the host is now; common to all that is ahead."""
+    foreign: Foreign = ()
+    rung_quantile: float = 0.9
+    admission_quantile: float = 0.999
+    overhead_ms: float = 0.0
+    """Host time between the last step and the answer (encoding not in the load, bookkeeping); added once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is planned for one job."""
+
+    job: Job
+    level: int
+    """Index into `job.options`."""
+    finish: Cost
+    """From now."""
+
+    @property
+    def option(self) -> Option:
+        return self.job.options[self.level]
+
+
+QueuePlan = dict[int, Choice]
+"""By job key, in the order in which the engine prefers them: earliest due first."""

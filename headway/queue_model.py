@@ -1,0 +1,116 @@
+"""A queue as plain numbers: when every job would finish at given rungs, and how late that is. Pure.
+
+This is the planner's inner loop, run several times for a plan, between two steps of the engine. So it works on lists
+and not on objects; `headway.cost.play` is shared with `predict_finish`.
+"""
+
+import math
+from collections.abc import Sequence
+
+from headway.cost import Cost, play, solo_ms, z_of
+from headway.jobs import Job, Setting
+
+STILL_SAVED = 2 / 3
+"""What lowering a job that has begun wins back of the difference: an image at 4 steps may end at 2, but not at 1."""
+
+
+class QueueModel:
+    """Jobs by deadline. `levels`, one a job, index the jobs' options; nothing is kept between two calls but costs."""
+
+    def __init__(self, jobs: Sequence[Job], setting: Setting) -> None:
+        self.order = sorted(jobs, key=_due_s)
+        self.setting = setting
+        self.bottom = [len(job.options) - 1 for job in self.order]
+        self.foreign_ms = self._foreign_ms()
+        now_s, overhead_ms = setting.now_s, setting.overhead_ms
+        fixed_ms = [ahead_ms + overhead_ms for ahead_ms in self.foreign_ms]
+        self.by_due = [
+            ahead_ms - (job.due_s - now_s) * 1000 for job, ahead_ms in zip(self.order, fixed_ms, strict=True)
+        ]
+        """What must still be added to a finish to have its lateness; ms."""
+        self.by_target = [
+            ahead_ms - (job.target_s - now_s) * 1000 for job, ahead_ms in zip(self.order, fixed_ms, strict=True)
+        ]
+        self._credits: dict[tuple[int, int], float] = {}
+
+    def _foreign_ms(self) -> list[float]:
+        """Foreign work that is due earlier, for each job."""
+        rows, ahead_ms, found = sorted(self.setting.foreign), 0.0, []
+        place = 0
+        for job in self.order:
+            while place < len(rows) and rows[place][0] < job.due_s:
+                ahead_ms += rows[place][1]
+                place += 1
+            found.append(ahead_ms)
+        return found
+
+    def finish(self, levels: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Mean and variance of each job's finish, as calibrated, from now."""
+        loads = [job.options[level].load for job, level in zip(self.order, levels, strict=True)]
+        return play(loads, self.setting.curve, self.setting.max_batch)
+
+    def costs(self, levels: Sequence[int]) -> list[Cost]:
+        """The same at the host's present speed, behind foreign work that is due earlier."""
+        own, scale = self.finish(levels), self.setting.scale
+        factor, second = scale.mean_ms, scale.var_ms2 + scale.mean_ms**2
+        return [
+            Cost(mean * factor + ahead_ms, var * second + mean * mean * scale.var_ms2)
+            for mean, var, ahead_ms in zip(*own, self.foreign_ms, strict=True)
+        ]
+
+    def lateness_ms(self, levels: Sequence[int], limits: Sequence[float]) -> list[float]:
+        """How late each job is for `limits` as rungs are judged, or for its deadline as admission is, if that is more.
+
+        By its deadline a job may still be lowered when it has begun, which does not win back all that a lower rung
+        saves: that is its credit.
+        """
+        means, variances = self.finish(levels)
+        setting, by_due = self.setting, self.by_due
+        factor, own, common = _factors(setting)
+        z_rung, z_admission, sqrt = z_of(setting.rung_quantile), z_of(setting.admission_quantile), math.sqrt
+        late = []
+        for index, (mean, var) in enumerate(zip(means, variances, strict=True)):
+            spread = sqrt(var * own + mean * mean * common)
+            mean *= factor
+            as_rung = mean + z_rung * spread + limits[index]
+            as_admitted = mean + z_admission * spread + by_due[index]
+            if as_admitted > 0 and as_admitted > as_rung:
+                as_admitted -= self._credit_ms(index, levels[index])
+            late.append(as_rung if as_rung > as_admitted else as_admitted)
+        return late
+
+    def admission_lateness_ms(self) -> list[float]:
+        """How late each job would be at the admission quantile, with every job at its lowest rung."""
+        return self.due_lateness_ms(self.bottom, self.setting.admission_quantile)
+
+    def due_lateness_ms(self, levels: Sequence[int], quantile: float) -> list[float]:
+        """How late each job would be for its deadline with this probability at most."""
+        means, variances = self.finish(levels)
+        factor, own, common = _factors(self.setting)
+        z = z_of(quantile)
+        return [
+            mean * factor + z * math.sqrt(var * own + mean * mean * common) + limit
+            for mean, var, limit in zip(means, variances, self.by_due, strict=True)
+        ]
+
+    def _credit_ms(self, index: int, level: int) -> float:
+        options = self.order[index].options
+        if level == len(options) - 1:
+            return 0.0
+        if (index, level) not in self._credits:
+            saved_ms = self._solo_ms(index, level) - self._solo_ms(index, -1)
+            self._credits[index, level] = STILL_SAVED * saved_ms * self.setting.scale.mean_ms
+        return self._credits[index, level]
+
+    def _solo_ms(self, index: int, level: int) -> float:
+        return solo_ms(self.order[index].options[level].load, self.setting.curve, self.setting.max_batch)
+
+
+def _factors(setting: Setting) -> tuple[float, float, float]:
+    """The scale's mean; what it makes of a variance of the work's own; and of the square of its mean."""
+    scale = setting.scale
+    return scale.mean_ms, scale.var_ms2 + scale.mean_ms**2, scale.var_ms2
+
+
+def _due_s(job: Job) -> float:
+    return job.due_s

@@ -1,0 +1,42 @@
+"""The splat worker as a real server over loopback with the scene that ships."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+
+from headway.server import serve
+from headway.telemetry import Span
+from services.splat_worker.card import read_cards
+from services.splat_worker.config import SplatWorkerConfig
+from services.splat_worker.main import build
+
+SCENES = Path(__file__).parents[3] / "models" / "scenes"
+CARD = read_cards(SCENES)["still-life"]
+TIMEOUT_S = 20.0
+RUNG_S = 0.4
+
+
+@asynccontextmanager
+async def worker(**settings) -> AsyncIterator[grpc.aio.Channel]:
+    port = asyncio.get_running_loop().create_future()
+    defaults = {"listen": "127.0.0.1:0", "metrics_port": None, "threads": 1, "drain_s": 5}
+    config = SplatWorkerConfig(**(defaults | settings))
+    task = asyncio.create_task(
+        serve(config, "splat-worker", partial(build, config), span=Span.WORKER_CALL, ready=port.set_result)
+    )
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    try:
+        target = config.listen if config.listen.startswith("unix:") else f"127.0.0.1:{port.result()}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            yield channel
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 20)
