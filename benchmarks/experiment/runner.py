@@ -20,6 +20,7 @@ from headway.client import AsyncHeadway
 
 console = Console(width=120)
 BURSTY_LOAD = 0.9
+MOST_LATE_MS = 10.0
 SPIKE_PRIORITIES = (("high", 0.2), ("normal", 0.6), ("low", 0.2))
 """In the spike somebody has to give way; steady and bursty runs send what the subject's mix says."""
 
@@ -125,7 +126,11 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
                     _say(cells[-1])
     if len(set(golden.values())) != 1:
         raise SystemExit("the contenders do not give the same bytes for the same request: nothing is reported")
-    return Results(capacity, tuple(cells), {**described, **_about(subject, plan, cores, capacity)})
+    results = Results(capacity, tuple(cells), {**described, **_about(subject, plan, cores, capacity)})
+    results.about["generator_late"] = late_cells(results)
+    for line in results.about["generator_late"]:
+        console.print(f"[red]not an open loop, the generator was late: {line}")
+    return results
 
 
 async def _capacity(
@@ -216,6 +221,15 @@ def _say(cell: Cell) -> None:
         f"in time {_share(kept)}, quality {_share(figures['served_quality'])}, "
         f"goodput/bound {_share(figures['goodput_over_bound'])}, p95/deadline {_share(p95)}"
     )
+
+
+def late_cells(results: Results) -> list[str]:
+    """Cells in which the generator sent requests too late to call it an open loop: the machine was not quiet."""
+    return [
+        f"{cell.contender} {cell.shape} {cell.load:g}: p99 {cell.figures['sent_late_ms']['p99']:.0f} ms"
+        for cell in results.cells
+        if (cell.figures["sent_late_ms"]["p99"] or 0.0) > MOST_LATE_MS
+    ]
 
 
 def _share(value: float | None) -> str:

@@ -26,6 +26,8 @@ class RequestLimits:
     """What one model takes."""
 
     model: Config
+    image_shape: tuple[int, int, int]
+    """[channels, height, width] of an image, which is not a sample's where samples are latents."""
     max_images: int
 
 
@@ -51,7 +53,7 @@ def _problems(request: image_pb2.GenerateImagesRequest, limits: RequestLimits) -
         "labels": _labels_problem(request, limits),
         "count": _count_problem(request, limits.max_images),
         "guidance": _guidance_problem(request, limits.model.guidance_max),
-        "format": _format_problem(request.format, limits.model.topology.channels),
+        "format": _format_problem(request.format, limits.image_shape[0]),
         "encoding_quality": _quality_problem(request),
     }
     return {field: problem for field, problem in checks.items() if problem is not None}

@@ -65,7 +65,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         yield batch
 
     def _image(self, image: EncodedImage, form: Format, preview: bool) -> image_pb2.Image:
-        channels, height, width = self._limits.model.topology.image_shape
+        channels, height, width = self._limits.image_shape
         return image_pb2.Image(
             index=image.index,
             label=image.label,
@@ -83,7 +83,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
 
     def _model(self, asset: LoadedAsset) -> image_pb2.ImageModel:
         topology = self._limits.model.topology
-        channels, height, width = topology.image_shape
+        channels, height, width = self._limits.image_shape
         return image_pb2.ImageModel(
             name=asset.name,
             hash=asset.hash,
