@@ -11,6 +11,7 @@ from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import Cost, StepCurve
 from headway.engine import Device, Pulse
 from services.dit_worker.encode import Format, encode_all, supports
+from services.dit_worker.model.decoder import PIXELS, Decoder
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sampler import Rows, noises
 from services.dit_worker.scheduler import ENCODE, NOISE, STEPS, ImageCosts
@@ -26,20 +27,23 @@ REPEATS = 9
 FEW_REPEATS, LONG_MS = 3, 150.0
 
 
-def measure(flow: FlowMap, stepper: Stepper, device: Device, max_batch: int | None) -> Curves:
-    """Curves by stage name; a few seconds for the shipped models. Every timed run holds the device.
+def measure(
+    flow: FlowMap, stepper: Stepper, device: Device, max_batch: int | None, decoder: Decoder = PIXELS
+) -> Curves:
+    """Curves by stage name; a few seconds for the shipped models. Every timed run holds the device. What the decoder
+    takes counts as encoding.
 
     `stepper` must take whatever it is given in one pass. Without `max_batch` larger steps are tried until they no
     longer pay.
     """
-    images = noises(flow, 0, max(HOST_SIZES))
+    images = noises(flow, 0, max(HOST_SIZES)).to(stepper.device)
     curves = {
         STEPS: _steps(flow, stepper, device, max_batch),
         NOISE: _curve(HOST_SIZES, partial(noises, flow, 0), device),
     }
     for form in Format:
-        if supports(form, flow.topology.channels):
-            curves[_name(form)] = _curve(HOST_SIZES, partial(_encode, images, form), device)
+        if supports(form, decoder.image_shape(flow.topology.image_shape)[0]):
+            curves[_name(form)] = _curve(HOST_SIZES, partial(_encode, images, decoder, form), device)
     return curves
 
 
@@ -131,8 +135,8 @@ def _taking(flow: FlowMap, stepper: Stepper, size: int = PROBE_SIZE) -> Callable
     return partial(stepper, Rows(x, torch.ones(size), torch.full((size,), 0.5), labels, torch.ones(size)))
 
 
-def _encode(images: Tensor, form: Format, size: int) -> object:
-    return encode_all(images[:size], form)
+def _encode(samples: Tensor, decoder: Decoder, form: Format, size: int) -> object:
+    return encode_all(decoder.decode(samples[:size]), form)
 
 
 def _name(form: Format) -> str:

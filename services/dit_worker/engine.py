@@ -1,4 +1,4 @@
-"""Runs one step over many requests, and encodes what is finished."""
+"""Runs one step over many requests, and decodes and encodes what is finished."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from headway.engine import Batch
 from headway.errors import Failed
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.dit_worker.encode import encode_all
+from services.dit_worker.model.decoder import PIXELS, Decoder
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sample_group import EncodedImage, Jump, Previews, SampleGroup
 from services.dit_worker.sampler import Rows, foreseen, noises
@@ -34,8 +35,11 @@ class Moved:
 class DitEngine:
     """A `headway.engine.Engine` over any flow map. `scheduler` says what stages were predicted to take."""
 
-    def __init__(self, flow: FlowMap, stepper: Stepper, scheduler: DitScheduler, clock: Clock) -> None:
+    def __init__(
+        self, flow: FlowMap, stepper: Stepper, scheduler: DitScheduler, clock: Clock, decoder: Decoder = PIXELS
+    ) -> None:
         self._flow, self._stepper, self._scheduler, self._clock = flow, stepper, scheduler, clock
+        self._decoder = decoder
 
     def run(self, batch: Batch[SampleGroup]) -> list[Moved | Failed]:
         """One step over all samples of all groups, each from its own time to its own end.
@@ -71,7 +75,7 @@ class DitEngine:
         images = None
         if end == 0.0 or work.spec.previews:
             try:
-                images = _encoded(work, foreseen(before, after, work.t, end))
+                images = _encoded(work, self._decoder.decode(foreseen(before, after, work.t, end)))
             except Exception as error:
                 log.exception("encoding failed")
                 return Failed(f"the images could not be encoded: {type(error).__name__}")

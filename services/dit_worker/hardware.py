@@ -13,6 +13,7 @@ from services.dit_worker import costs
 from services.dit_worker.config import DitWorkerConfig
 from services.dit_worker.cuda_stepper import GRAPH_SIZES, CudaStepper
 from services.dit_worker.model.checkpoint import Checkpoint
+from services.dit_worker.model.decoder import Decoder
 from services.dit_worker.model.dit import Dit
 from services.dit_worker.scheduler import STEPS, ImageCosts
 from services.dit_worker.serving_network import serving_network
@@ -34,6 +35,7 @@ class Hardware:
     threads: int
     flow: Dit
     stepper: Stepper
+    decoder: Decoder
     max_batch: int
     """Images in a step: as many as still pay, unless the configuration says how many."""
     costs: ImageCosts
@@ -49,6 +51,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
     if precision == "auto":
         precision = "float32" if device.type == "cpu" else "float16"
     flow = serving_network(model.network, PRECISIONS[precision]).to(device)
+    decoder = model.decoder.to(device)
     folder, fingerprint = cache_folder(config.cache_dir), model.config.fingerprint
     threads = _threads(config, flow, lease, ("dit-threads", torch.__version__, fingerprint, precision))
     torch.set_num_threads(threads)
@@ -57,7 +60,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
     curves = calibrated(
         folder,
         key=key,
-        measure=partial(costs.measure, flow, whole, lease, config.max_batch),
+        measure=partial(costs.measure, flow, whole, lease, config.max_batch, decoder),
         probe=partial(costs.probe, flow, whole, lease),
     )
     size = config.max_batch or costs.efficient_size(curves[STEPS])
@@ -70,6 +73,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
         threads,
         flow,
         stepper,
+        decoder,
         size,
         costs.image_costs(curves, size, max(size, config.max_images)),
     )

@@ -23,9 +23,10 @@ BEST_QUALITY = 100
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one model takes."""
+    """What one model takes. `image_shape`: [channels, height, width] of what it makes, decoded."""
 
     model: Config
+    image_shape: tuple[int, int, int]
     max_images: int
 
 
@@ -51,7 +52,7 @@ def _problems(request: image_pb2.GenerateImagesRequest, limits: RequestLimits) -
         "labels": _labels_problem(request, limits),
         "count": _count_problem(request, limits.max_images),
         "guidance": _guidance_problem(request, limits.model.guidance_max),
-        "format": _format_problem(request.format, limits.model.topology.channels),
+        "format": _format_problem(request.format, limits.image_shape[0]),
         "encoding_quality": _quality_problem(request),
     }
     return {field: problem for field, problem in checks.items() if problem is not None}

@@ -65,7 +65,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         yield batch
 
     def _image(self, image: EncodedImage, form: Format, preview: bool) -> image_pb2.Image:
-        channels, height, width = self._limits.model.topology.image_shape
+        channels, height, width = self._limits.image_shape
         return image_pb2.Image(
             index=image.index,
             label=image.label,
@@ -82,14 +82,13 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         return image_pb2.ImagesSummary(served=self._runtime.served(group.ticket, asset), seed=group.spec.seed)
 
     def _model(self, asset: LoadedAsset) -> image_pb2.ImageModel:
-        topology = self._limits.model.topology
-        channels, height, width = topology.image_shape
+        channels, height, width = self._limits.image_shape
         return image_pb2.ImageModel(
             name=asset.name,
             hash=asset.hash,
             width=width,
             height=height,
             channels=channels,
-            classes=topology.classes,
+            classes=self._limits.model.topology.classes,
             ladder=asset.ladder.to_proto(),
         )
