@@ -90,7 +90,7 @@ def bookkeeping(folder: Path, threads: int, repeats: int, cache_dir: Path) -> di
 
 def _turn(hardware: Hardware, scheduler: DitScheduler, ladder: Ladder) -> Timed:
     stepper = TimedStepper(hardware)
-    engine = DitEngine(hardware.flow, stepper, scheduler, time.monotonic)
+    engine = DitEngine(hardware.flow, stepper, hardware.decoder, scheduler, time.monotonic)
     works = {work.ticket.key: work for work in (_request(seed, ladder) for seed in range(LARGEST))}
     timed = None
     for _ in range(2):  # the second is the one that counts

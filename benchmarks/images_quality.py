@@ -15,8 +15,9 @@ from services.dit_worker.model import checkpoint
 from services.dit_worker.serving_network import serving_network
 from services.dit_worker.training.data import Split, digits
 from services.dit_worker.training.dfd import estimate, frechet, moments
-from services.dit_worker.training.extractor import Extractor, load_extractor
+from services.dit_worker.training.extractor import JUDGES, Extractor, load_extractor
 from services.dit_worker.training.quality import generate
+from services.dit_worker.training.shapes.data_set import held_out
 
 SEED = 0
 RESAMPLES = 100
@@ -29,10 +30,10 @@ class ServedQuality:
         """Seconds to minutes: makes all the images."""
         self._resamples = resamples
         model = checkpoint.load(folder)
-        extractor, held_out = _judge(folder)
+        extractor, unseen = _judge(folder)
         labels = torch.arange(count) % model.config.topology.classes
         flow = serving_network(model.network)
-        self._reference = moments(extractor(held_out.images))
+        self._reference = moments(extractor(unseen.images))
         self._rungs = {
             str(steps): extractor(generate(flow, labels, steps, SEED)) for steps in model.config.ladder
         }  # [count, features] each
@@ -64,4 +65,5 @@ class ServedQuality:
 
 def _judge(folder: Path) -> tuple[Extractor, Split]:
     """The extractor that the model's card was measured with, and the images that nothing was fitted to."""
-    return load_extractor(folder), digits().held_out
+    name = checkpoint.read_config(folder).name.removeprefix("dit-")
+    return load_extractor(folder, JUDGES[name]), held_out() if name == "shapes" else digits().held_out

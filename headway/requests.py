@@ -119,6 +119,33 @@ def render_request(
     return splat_pb2.RenderRequest(scene=scene, camera=camera, options=options, service_level=level)
 
 
+def path_request(
+    scene: str,
+    cameras: Sequence[splat_pb2.Camera],
+    *,
+    frames_between: int = 0,
+    frames_per_second: float | None = None,
+    width: int = 512,
+    height: int = 512,
+    format: str | None = None,
+    video: bool = False,
+    level: common_pb2.ServiceLevel | None = None,
+) -> splat_pb2.RenderPathRequest:
+    """A request for frames along key cameras; `video`: as one H.264 file, whose frames have no `format`."""
+    options = splat_pb2.FrameOptions(width=width, height=height)
+    if not video:
+        options.format = _format(format or "png")
+    return splat_pb2.RenderPathRequest(
+        scene=scene,
+        cameras=cameras,
+        frames_between=frames_between,
+        frames_per_second=frames_per_second or 0.0,
+        options=options,
+        video=splat_pb2.VIDEO_FORMAT_H264_MP4 if video else splat_pb2.VIDEO_FORMAT_UNSPECIFIED,
+        service_level=level,
+    )
+
+
 def look_at(
     position: Vector, target: Vector, *, up: Vector | None = None, field_of_view_deg: float = 50.0
 ) -> splat_pb2.Camera:

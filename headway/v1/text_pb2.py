@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from headway.v1 import common_pb2 as headway_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15headway/v1/text.proto\x12\nheadway.v1\x1a\x17headway/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.headway.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xaa\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seed\"Z\n\x06Resume\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x18\n\x10sampler_position\x18\x03 \x01(\x04\x12\x15\n\rgrammar_state\x18\x04 \x01(\x0c\"\xb7\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.headway.v1.ChatH\x00\x12&\n\x06tokens\x18\x04 \x01(\x0b\x32\x14.headway.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.headway.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12/\n\rservice_level\x18\x08 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12\"\n\x06resume\x18\t \x01(\x0b\x32\x12.headway.v1.ResumeB\x08\n\x06promptB\r\n\x0b_max_tokens\"=\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0fGenerateSummary\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.headway.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.headway.v1.Usage\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\x95\x01\n\x10GenerateResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.headway.v1.TokenChunkH\x00\x12.\n\x07summary\x18\x03 \x01(\x0b\x32\x1b.headway.v1.GenerateSummaryH\x00\x42\x06\n\x04part\"[\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.headway.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x17\n\x15ListTextModelsRequest\"|\n\tTextModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\"\n\x06ladder\x18\x05 \x01(\x0b\x32\x12.headway.v1.Ladder\"?\n\x16ListTextModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.headway.v1.TextModel*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x32\xf5\x01\n\x0eTextGeneration\x12G\n\x08Generate\x12\x1b.headway.v1.GenerateRequest\x1a\x1c.headway.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.headway.v1.TokenizeRequest\x1a\x1c.headway.v1.TokenizeResponse\x12S\n\nListModels\x12!.headway.v1.ListTextModelsRequest\x1a\".headway.v1.ListTextModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15headway/v1/text.proto\x12\nheadway.v1\x1a\x17headway/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.headway.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe6\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12)\n\nlogit_bias\x18\t \x03(\x0b\x32\x15.headway.v1.LogitBias\x12\x15\n\x08logprobs\x18\n \x01(\rH\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"N\n\tStructure\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"Z\n\x06Resume\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x18\n\x10sampler_position\x18\x03 \x01(\x04\x12\x15\n\rgrammar_state\x18\x04 \x01(\x0c\"\x8f\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.headway.v1.ChatH\x00\x12&\n\x06tokens\x18\x04 \x01(\x0b\x32\x14.headway.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.headway.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12/\n\rservice_level\x18\x08 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12\"\n\x06resume\x18\t \x01(\x0b\x32\x12.headway.v1.Resume\x12\x0e\n\x01n\x18\n \x01(\rH\x02\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12(\n\tstructure\x18\x0c \x01(\x0b\x32\x15.headway.v1.StructureB\x08\n\x06promptB\r\n\x0b_max_tokensB\x04\n\x02_n\"0\n\x0bLikelyToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"L\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12*\n\tlikeliest\x18\x02 \x03(\x0b\x32\x17.headway.v1.LikelyToken\"j\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.headway.v1.TokenLogprobs\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0fGenerateSummary\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.headway.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.headway.v1.Usage\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\xa5\x01\n\x10GenerateResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.headway.v1.TokenChunkH\x00\x12.\n\x07summary\x18\x03 \x01(\x0b\x32\x1b.headway.v1.GenerateSummaryH\x00\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\rB\x06\n\x04part\"[\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.headway.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x17\n\x15ListTextModelsRequest\"|\n\tTextModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\"\n\x06ladder\x18\x05 \x01(\x0b\x32\x12.headway.v1.Ladder\"?\n\x16ListTextModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.headway.v1.TextModel*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x32\xf5\x01\n\x0eTextGeneration\x12G\n\x08Generate\x12\x1b.headway.v1.GenerateRequest\x1a\x1c.headway.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.headway.v1.TokenizeRequest\x1a\x1c.headway.v1.TokenizeResponse\x12S\n\nListModels\x12!.headway.v1.ListTextModelsRequest\x1a\".headway.v1.ListTextModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.text_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1533
-  _globals['_FINISHREASON']._serialized_end=1687
+  _globals['_FINISHREASON']._serialized_start=2123
+  _globals['_FINISHREASON']._serialized_end=2277
   _globals['_CHATMESSAGE']._serialized_start=62
   _globals['_CHATMESSAGE']._serialized_end=106
   _globals['_CHAT']._serialized_start=108
@@ -41,29 +41,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=159
   _globals['_TOKENIDS']._serialized_end=182
   _globals['_SAMPLING']._serialized_start=185
-  _globals['_SAMPLING']._serialized_end=355
-  _globals['_RESUME']._serialized_start=357
-  _globals['_RESUME']._serialized_end=447
-  _globals['_GENERATEREQUEST']._serialized_start=450
-  _globals['_GENERATEREQUEST']._serialized_end=761
-  _globals['_TOKENCHUNK']._serialized_start=763
-  _globals['_TOKENCHUNK']._serialized_end=824
-  _globals['_USAGE']._serialized_start=826
-  _globals['_USAGE']._serialized_end=883
-  _globals['_GENERATESUMMARY']._serialized_start=886
-  _globals['_GENERATESUMMARY']._serialized_end=1036
-  _globals['_GENERATERESPONSE']._serialized_start=1039
-  _globals['_GENERATERESPONSE']._serialized_end=1188
-  _globals['_TOKENIZEREQUEST']._serialized_start=1190
-  _globals['_TOKENIZEREQUEST']._serialized_end=1281
-  _globals['_TOKENIZERESPONSE']._serialized_start=1283
-  _globals['_TOKENIZERESPONSE']._serialized_end=1314
-  _globals['_LISTTEXTMODELSREQUEST']._serialized_start=1316
-  _globals['_LISTTEXTMODELSREQUEST']._serialized_end=1339
-  _globals['_TEXTMODEL']._serialized_start=1341
-  _globals['_TEXTMODEL']._serialized_end=1465
-  _globals['_LISTTEXTMODELSRESPONSE']._serialized_start=1467
-  _globals['_LISTTEXTMODELSRESPONSE']._serialized_end=1530
-  _globals['_TEXTGENERATION']._serialized_start=1690
-  _globals['_TEXTGENERATION']._serialized_end=1935
+  _globals['_SAMPLING']._serialized_end=543
+  _globals['_LOGITBIAS']._serialized_start=545
+  _globals['_LOGITBIAS']._serialized_end=588
+  _globals['_STRUCTURE']._serialized_start=590
+  _globals['_STRUCTURE']._serialized_end=668
+  _globals['_RESUME']._serialized_start=670
+  _globals['_RESUME']._serialized_end=760
+  _globals['_GENERATEREQUEST']._serialized_start=763
+  _globals['_GENERATEREQUEST']._serialized_end=1162
+  _globals['_LIKELYTOKEN']._serialized_start=1164
+  _globals['_LIKELYTOKEN']._serialized_end=1212
+  _globals['_TOKENLOGPROBS']._serialized_start=1214
+  _globals['_TOKENLOGPROBS']._serialized_end=1290
+  _globals['_TOKENCHUNK']._serialized_start=1292
+  _globals['_TOKENCHUNK']._serialized_end=1398
+  _globals['_USAGE']._serialized_start=1400
+  _globals['_USAGE']._serialized_end=1457
+  _globals['_GENERATESUMMARY']._serialized_start=1460
+  _globals['_GENERATESUMMARY']._serialized_end=1610
+  _globals['_GENERATERESPONSE']._serialized_start=1613
+  _globals['_GENERATERESPONSE']._serialized_end=1778
+  _globals['_TOKENIZEREQUEST']._serialized_start=1780
+  _globals['_TOKENIZEREQUEST']._serialized_end=1871
+  _globals['_TOKENIZERESPONSE']._serialized_start=1873
+  _globals['_TOKENIZERESPONSE']._serialized_end=1904
+  _globals['_LISTTEXTMODELSREQUEST']._serialized_start=1906
+  _globals['_LISTTEXTMODELSREQUEST']._serialized_end=1929
+  _globals['_TEXTMODEL']._serialized_start=1931
+  _globals['_TEXTMODEL']._serialized_end=2055
+  _globals['_LISTTEXTMODELSRESPONSE']._serialized_start=2057
+  _globals['_LISTTEXTMODELSRESPONSE']._serialized_end=2120
+  _globals['_TEXTGENERATION']._serialized_start=2280
+  _globals['_TEXTGENERATION']._serialized_end=2525
 # @@protoc_insertion_point(module_scope)

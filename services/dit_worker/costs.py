@@ -10,15 +10,15 @@ from torch import Tensor
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import Cost, StepCurve
 from headway.engine import Device, Pulse
-from services.dit_worker.encode import Format, encode_all, supports
-from services.dit_worker.model.decoder import PIXELS, Decoder
+from services.dit_worker.encode import DECODED_AT_ONCE, Format, finish_all, supports
+from services.dit_worker.model.decoder import Decoder
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sampler import Rows, noises
 from services.dit_worker.scheduler import ENCODE, NOISE, STEPS, ImageCosts
 from services.dit_worker.stepper import CpuStepper, Stepper
 
 STEP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-HOST_SIZES = (1, 128)
+HOST_SIZES = (1, DECODED_AT_ONCE)
 PROBE_SIZE = 16
 THREADS = "threads"
 AS_GOOD = 1.03
@@ -27,23 +27,21 @@ REPEATS = 9
 FEW_REPEATS, LONG_MS = 3, 150.0
 
 
-def measure(
-    flow: FlowMap, stepper: Stepper, device: Device, max_batch: int | None, decoder: Decoder = PIXELS
-) -> Curves:
-    """Curves by stage name; a few seconds for the shipped models. Every timed run holds the device. What the decoder
-    takes counts as encoding.
+def measure(flow: FlowMap, stepper: Stepper, decoder: Decoder, device: Device, max_batch: int | None) -> Curves:
+    """Curves by stage name; a few seconds for the shipped models. Every timed run holds the device.
 
     `stepper` must take whatever it is given in one pass. Without `max_batch` larger steps are tried until they no
     longer pay.
     """
-    images = noises(flow, 0, max(HOST_SIZES)).to(stepper.device)
+    samples = noises(flow, 0, max(HOST_SIZES)).to(stepper.device)
+    channels, _, _ = decoder.image_shape(flow.topology.image_shape)
     curves = {
         STEPS: _steps(flow, stepper, device, max_batch),
         NOISE: _curve(HOST_SIZES, partial(noises, flow, 0), device),
     }
     for form in Format:
-        if supports(form, decoder.image_shape(flow.topology.image_shape)[0]):
-            curves[_name(form)] = _curve(HOST_SIZES, partial(_encode, images, decoder, form), device)
+        if supports(form, channels):
+            curves[_name(form)] = _curve(HOST_SIZES, partial(_encode, decoder, samples, form), device)
     return curves
 
 
@@ -135,8 +133,8 @@ def _taking(flow: FlowMap, stepper: Stepper, size: int = PROBE_SIZE) -> Callable
     return partial(stepper, Rows(x, torch.ones(size), torch.full((size,), 0.5), labels, torch.ones(size)))
 
 
-def _encode(samples: Tensor, decoder: Decoder, form: Format, size: int) -> object:
-    return encode_all(decoder.decode(samples[:size]), form)
+def _encode(decoder: Decoder, samples: Tensor, form: Format, size: int) -> object:
+    return finish_all(decoder, samples[:size], form)
 
 
 def _name(form: Format) -> str:

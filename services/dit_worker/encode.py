@@ -8,8 +8,11 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from services.dit_worker.model.decoder import Decoder
+
 PNG_LEVEL = 1  # the budget pays for encoding: level 9 costs several times as much for a few bytes
 DEFAULT_QUALITY = 90
+DECODED_AT_ONCE = 16
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -43,6 +46,12 @@ def encode_all(images: Tensor, form: Format, quality: int = DEFAULT_QUALITY) -> 
     if form is Format.RAW:
         return [each.tobytes() for each in pixels]
     return [_compressed(each, form, quality) for each in pixels]
+
+
+def finish_all(decoder: Decoder, samples: Tensor, form: Format, quality: int = DEFAULT_QUALITY) -> list[bytes]:
+    """Samples at t = 0, as the network makes them, to encoded images: a few at a time, since decoding takes memory."""
+    parts = [samples[start : start + DECODED_AT_ONCE] for start in range(0, len(samples), DECODED_AT_ONCE)]
+    return [image for part in parts for image in encode_all(decoder.decode(part), form, quality)]
 
 
 def to_pixels(images: Tensor) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Runs one step over many requests, and decodes and encodes what is finished."""
+"""Runs one step over many requests, and encodes what is finished."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from headway.deadline import Clock
 from headway.engine import Batch
 from headway.errors import Failed
 from headway.ticket import Event, Finished, Stage, Ticket
-from services.dit_worker.encode import encode_all
-from services.dit_worker.model.decoder import PIXELS, Decoder
+from services.dit_worker.encode import finish_all
+from services.dit_worker.model.decoder import Decoder
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sample_group import EncodedImage, Jump, Previews, SampleGroup
 from services.dit_worker.sampler import Rows, foreseen, noises
@@ -36,10 +36,10 @@ class DitEngine:
     """A `headway.engine.Engine` over any flow map. `scheduler` says what stages were predicted to take."""
 
     def __init__(
-        self, flow: FlowMap, stepper: Stepper, scheduler: DitScheduler, clock: Clock, decoder: Decoder = PIXELS
+        self, flow: FlowMap, stepper: Stepper, decoder: Decoder, scheduler: DitScheduler, clock: Clock
     ) -> None:
-        self._flow, self._stepper, self._scheduler, self._clock = flow, stepper, scheduler, clock
-        self._decoder = decoder
+        self._flow, self._stepper, self._decoder = flow, stepper, decoder
+        self._scheduler, self._clock = scheduler, clock
 
     def run(self, batch: Batch[SampleGroup]) -> list[Moved | Failed]:
         """One step over all samples of all groups, each from its own time to its own end.
@@ -75,11 +75,18 @@ class DitEngine:
         images = None
         if end == 0.0 or work.spec.previews:
             try:
-                images = _encoded(work, self._decoder.decode(foreseen(before, after, work.t, end)))
+                images = self._encoded(work, foreseen(before, after, work.t, end))
             except Exception as error:
                 log.exception("encoding failed")
                 return Failed(f"the images could not be encoded: {type(error).__name__}")
         return Moved(after, stepped_s, images, self._clock())
+
+    def _encoded(self, work: SampleGroup, samples: Tensor) -> tuple[EncodedImage, ...]:
+        """Every image of a group in the format that was asked for."""
+        executed = work.ticket.steps_executed + 1
+        encoded = finish_all(self._decoder, samples, work.spec.form, work.spec.encoding_quality)
+        rows = enumerate(zip(work.spec.labels, encoded, strict=True))
+        return tuple(EncodedImage(index, label, data, executed) for index, (label, data) in rows)
 
     def _events(self, batch: Jump, result: Sequence[Moved | Failed]) -> Iterator[tuple[Ticket, Event]]:
         for work, choice, end, moved in zip(batch.works, batch.choices, batch.ends, result, strict=True):
@@ -132,11 +139,3 @@ def _not_finite(work: SampleGroup) -> Failed:
     step = work.ticket.steps_executed + 1
     log.error("step %d of request %d gave values that are not numbers", step, work.ticket.key)
     return Failed(f"step {step} gave values that are not numbers")
-
-
-def _encoded(work: SampleGroup, images: Tensor) -> tuple[EncodedImage, ...]:
-    """Every image of a group in the format that was asked for."""
-    executed = work.ticket.steps_executed + 1
-    encoded = encode_all(images, work.spec.form, work.spec.encoding_quality)
-    rows = enumerate(zip(work.spec.labels, encoded, strict=True))
-    return tuple(EncodedImage(index, label, data, executed) for index, (label, data) in rows)

@@ -13,7 +13,7 @@ from services.dit_worker import costs
 from services.dit_worker.config import DitWorkerConfig
 from services.dit_worker.cuda_stepper import GRAPH_SIZES, CudaStepper
 from services.dit_worker.model.checkpoint import Checkpoint
-from services.dit_worker.model.decoder import Decoder
+from services.dit_worker.model.decoder import Decoder, Latents
 from services.dit_worker.model.dit import Dit
 from services.dit_worker.scheduler import STEPS, ImageCosts
 from services.dit_worker.serving_network import serving_network
@@ -51,7 +51,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
     if precision == "auto":
         precision = "float32" if device.type == "cpu" else "float16"
     flow = serving_network(model.network, PRECISIONS[precision]).to(device)
-    decoder = model.decoder.to(device)
+    decoder = _on(device, model.decoder)
     folder, fingerprint = cache_folder(config.cache_dir), model.config.fingerprint
     threads = _threads(config, flow, lease, ("dit-threads", torch.__version__, fingerprint, precision))
     torch.set_num_threads(threads)
@@ -60,7 +60,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
     curves = calibrated(
         folder,
         key=key,
-        measure=partial(costs.measure, flow, whole, lease, config.max_batch, decoder),
+        measure=partial(costs.measure, flow, whole, decoder, lease, config.max_batch),
         probe=partial(costs.probe, flow, whole, lease),
     )
     size = config.max_batch or costs.efficient_size(curves[STEPS])
@@ -85,6 +85,10 @@ def _device(config: DitWorkerConfig) -> torch.device:
     if not torch.cuda.is_available():
         raise StartError("device: torch finds no CUDA device on this host")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _on(device: torch.device, decoder: Decoder) -> Decoder:
+    return Latents(decoder.network.to(device)) if isinstance(decoder, Latents) else decoder
 
 
 def _whole(flow: Dit, device: torch.device, max_batch: int | None) -> Stepper:

@@ -43,7 +43,7 @@ async def build(config: DitWorkerConfig, service: Service) -> Served:
     scheduler = _scheduler(config, hardware)
     loop: EngineLoop[SampleGroup] = EngineLoop(
         scheduler,
-        DitEngine(hardware.flow, hardware.stepper, scheduler, service.clock, hardware.decoder),
+        DitEngine(hardware.flow, hardware.stepper, hardware.decoder, scheduler, service.clock),
         clock=service.clock,
         device=device,
         observer=LoopObserver(service, "image", hardware.max_batch),
@@ -54,8 +54,8 @@ async def build(config: DitWorkerConfig, service: Service) -> Served:
     loop.start()
     service.closing.push_async_callback(loop.stop)
     runtime = WorkerRuntime(service, config, _identity(config, model, hardware), loop)
-    image_shape = hardware.decoder.image_shape(model.config.topology.image_shape)
-    servicer = ImageServicer(runtime, RequestLimits(model.config, image_shape, config.max_images))
+    shape = model.decoder.image_shape(model.config.topology.image_shape)
+    servicer = ImageServicer(runtime, RequestLimits(model.config, shape, config.max_images))
 
     def add(server: grpc.aio.Server) -> None:
         image_pb2_grpc.add_ImageGenerationServicer_to_server(servicer, server)

@@ -23,10 +23,11 @@ BEST_QUALITY = 100
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one model takes. `image_shape`: [channels, height, width] of what it makes, decoded."""
+    """What one model takes."""
 
     model: Config
     image_shape: tuple[int, int, int]
+    """[channels, height, width] of an image, which is not a sample's where samples are latents."""
     max_images: int
 
 

@@ -82,6 +82,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         return image_pb2.ImagesSummary(served=self._runtime.served(group.ticket, asset), seed=group.spec.seed)
 
     def _model(self, asset: LoadedAsset) -> image_pb2.ImageModel:
+        topology = self._limits.model.topology
         channels, height, width = self._limits.image_shape
         return image_pb2.ImageModel(
             name=asset.name,
@@ -89,6 +90,6 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
             width=width,
             height=height,
             channels=channels,
-            classes=self._limits.model.topology.classes,
+            classes=topology.classes,
             ladder=asset.ladder.to_proto(),
         )

@@ -7,9 +7,10 @@ from itertools import takewhile
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
+from services.text_worker.drawing import choose
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.dense import DenseModel, Span
-from services.text_worker.sampling import Sampling, choose
+from services.text_worker.sampling import Sampling
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
 

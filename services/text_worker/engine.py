@@ -1,16 +1,18 @@
 """Runs the text engine's steps: spans through the model, tokens drawn, texts cut where they end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headway.deadline import Clock
 from headway.engine import Batch
+from headway.errors import BadInput
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
+from services.text_worker.drawing import draw
 from services.text_worker.lengths import LengthModel
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.dense import DenseModel, Span
-from services.text_worker.sampling import choose
+from services.text_worker.sampling import Drawn
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
 
@@ -21,7 +23,7 @@ Events = list[tuple[Ticket, Event]]
 class StepResult:
     """What a step brought: the parts that were run and a drawn token for each (None: not at its end yet)."""
 
-    ran: tuple[tuple[Part, int | None], ...]
+    ran: tuple[tuple[Part, Drawn | None], ...]
     late: tuple[Sequence, ...]
     """Sequences that this step would have made late; they end as they are."""
 
@@ -33,15 +35,14 @@ class TextEngine:
         self,
         model: DenseModel,
         cache: KvCache,
-        eos_ids: frozenset[int],
         costs: TextCosts,
         *,
         clock: Clock,
         lengths: LengthModel | None = None,
     ) -> None:
         """`lengths` is told of every text that ends."""
-        self._model, self._cache, self._eos_ids = model, cache, eos_ids
-        self._costs, self._clock, self._lengths = costs, clock, lengths or LengthModel()
+        self._model, self._cache, self._costs, self._clock = model, cache, costs, clock
+        self._lengths = lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
         """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
@@ -52,13 +53,11 @@ class TextEngine:
             self.release(sequence)
         drawing = [part.draws for part in parts]
         spans = [self._span(part) for part in parts]
-        tokens: list[int | None] = [None] * len(parts)
+        tokens: list[Drawn | None] = [None] * len(parts)
         if parts:
             logits = self._model.forward(spans, self._cache)  # [parts, vocab]
             rows = [row for row, draws in enumerate(drawing) if draws]
-            sequences = [parts[row].sequence for row in rows]
-            positions = [sequence.new_tokens for sequence in sequences]
-            drawn = choose(logits[rows], [sequence.sampling for sequence in sequences], positions)
+            drawn = draw(logits[rows], [parts[row].sequence.sampler for row in rows])
             for row, token in zip(rows, drawn, strict=True):
                 tokens[row] = token
         return StepResult(tuple(zip(parts, tokens, strict=True)), late)
@@ -67,7 +66,7 @@ class TextEngine:
         """See `headway.engine.Engine`."""
         events: Events = []
         for sequence in result.late:
-            events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, ())
+            events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, None)
         for part, token in result.ran:
             part.sequence.computed += part.count
             if token is not None:
@@ -94,35 +93,36 @@ class TextEngine:
         start = sequence.computed
         return Span(sequence.slot, start, tuple(sequence.tokens[start : start + part.count]))
 
-    def _take(self, sequence: Sequence, token: int, now_s: float) -> Events:
+    def _take(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Events:
         """Adds a drawn token, and ends the sequence where its text, its length or its plan ends."""
         ticket = sequence.ticket
         ticket.steps_executed += 1
         sequence.first_token_s = sequence.first_token_s or now_s
-        if token in self._eos_ids:
-            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, ())
-        sequence.tokens.append(token)
-        text = sequence.stops.push(sequence.detokenizer.push([token]))
-        if sequence.stops.stopped:
-            return self._end(sequence, text_pb2.FINISH_REASON_STOP_STRING, now_s, (token,), text)
-        if sequence.complete:
-            return self._end(sequence, text_pb2.FINISH_REASON_LENGTH, now_s, (token,), text)
-        if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
-            return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, (token,), text)
-        return [(ticket, Delta((token,), sequence.new_tokens - 1, text))]
+        if sequence.sampler.failure is not None:
+            return [(ticket, BadInput("structure", sequence.sampler.failure))]
+        if drawn.token in sequence.end_ids:
+            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, None)
+        delta = sequence.take(drawn)
+        reason = self._reason_to_end(sequence, now_s)
+        return [(ticket, delta)] if reason is None else self._end(sequence, reason, now_s, delta)
 
-    def _end(
-        self,
-        sequence: Sequence,
-        reason: text_pb2.FinishReason,
-        now_s: float,
-        token_ids: tuple[int, ...],
-        text: str = "",
-    ) -> Events:
+    def _reason_to_end(self, sequence: Sequence, now_s: float) -> text_pb2.FinishReason | None:
+        ticket = sequence.ticket
+        if sequence.stops.stopped:
+            return text_pb2.FINISH_REASON_STOP_STRING
+        if sequence.sampler.complete:
+            return text_pb2.FINISH_REASON_STOP
+        if sequence.complete:
+            return text_pb2.FINISH_REASON_LENGTH
+        late = _planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0
+        return text_pb2.FINISH_REASON_DEADLINE if sequence.over_floor and late else None
+
+    def _end(self, sequence: Sequence, reason: text_pb2.FinishReason, now_s: float, last: Delta | None) -> Events:
         """The last delta, with the text that was held back, and `Finished` with the `Ending`."""
         ticket = sequence.ticket
-        text += sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
-        last = Delta(token_ids, sequence.new_tokens - len(token_ids), text)
+        held = sequence.stops.push(sequence.detokenizer.flush()) + sequence.stops.flush()
+        delta = last or Delta((), sequence.new_tokens, "")
+        delta = replace(delta, text=delta.text + held)
         ticket.stages.extend(self._stages(sequence, now_s))
         self._lengths.observe(
             prompt_tokens=sequence.prompt_tokens,
@@ -131,7 +131,7 @@ class TextEngine:
             ended=reason in (text_pb2.FINISH_REASON_STOP, text_pb2.FINISH_REASON_STOP_STRING),
         )
         finished = Finished(ending_of(sequence, reason))
-        return [(ticket, last), (ticket, finished)] if token_ids or text else [(ticket, finished)]
+        return [(ticket, delta), (ticket, finished)] if delta.token_ids or delta.text else [(ticket, finished)]
 
     def _stages(self, sequence: Sequence, now_s: float) -> list[Stage]:
         """Queue, prefill and decode; what other sequences in the batches add is predicted under queue."""

@@ -18,6 +18,7 @@ from services.text_worker.model.dense import DenseModel
 from services.text_worker.model.families import load_architecture
 from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling
+from services.text_worker.structure import Structures
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
 MOST_DEFAULT_CONTEXT = 4096
@@ -35,6 +36,7 @@ class LoadedModel:
     sampling: Sampling
     """What a request that says nothing gets."""
     context_tokens: int
+    structures: Structures
 
     @property
     def vocabulary(self) -> int:
@@ -47,13 +49,15 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
     context = settings.context_tokens or min(architecture.context, MOST_DEFAULT_CONTEXT)
     if context > architecture.context:
         raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
+    tokenizer = load_tokenizer(settings.model, architecture)
     return LoadedModel(
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
         hash=fingerprint(settings.model),
         model=DenseModel.load(settings.model, architecture, PRECISIONS[settings.precision], context=context),
-        tokenizer=load_tokenizer(settings.model, architecture),
+        tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
+        structures=Structures(tokenizer, architecture.vocab),
     )
 
 

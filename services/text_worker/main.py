@@ -88,7 +88,7 @@ def _engine_loop(
     )
     lengths = LengthModel()
     scheduler = TextScheduler(costs, slots=config.slots, planning=planning, lengths=lengths)
-    engine = TextEngine(loaded.model, cache, loaded.tokenizer.eos_ids, costs, clock=service.clock, lengths=lengths)
+    engine = TextEngine(loaded.model, cache, costs, clock=service.clock, lengths=lengths)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,

@@ -1,20 +1,20 @@
 """Checks what callers send, field by field, before anything is admitted."""
 
 import asyncio
-import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from headway.errors import BadInput, Unimplemented
+from headway.errors import BadInput
 from headway.ticket import Ticket
 from headway.v1 import common_pb2, text_pb2
 from services.text_worker.loading import LoadedModel
-from services.text_worker.sampling import MAX_TOP_K, Sampling
+from services.text_worker.sampling import SEED_LIMIT, Sampler, Sampling
+from services.text_worker.sampling_fields import Stops, read_count, read_sampling, read_stops, read_structure
 from services.text_worker.sequence import Sequence, goals_of
+from services.text_worker.structure import Guide
 from services.text_worker.tokenizer import Detokenizer, StopStrings
 
 DEFAULT_MAX_TOKENS = 128
-MOST_STOPS, MOST_STOP_BYTES = 16, 256
 MOST_MESSAGES, MOST_ROLE_BYTES = 1024, 64
 INLINE_CHARS = 2048  # longer texts are tokenised beside the event loop, which must not wait for them
 
@@ -26,11 +26,18 @@ class Ask:
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
-    stops: tuple[str, ...]
+    count: int
+    """Answers."""
+    stops: Stops
     resumed: tuple[int, ...]
+    guides: tuple[Guide, ...]
+    """One an answer, behind the resumed tokens; none without a structure."""
 
-    def sequence(self, ticket: Ticket, loaded: LoadedModel) -> Sequence:
-        """The engine's noun. Raises BadInput for a floor that `max_tokens` cannot reach, or a finished `resume`."""
+    def sequence(self, ticket: Ticket, loaded: LoadedModel, answer: int = 0) -> Sequence:
+        """The engine's noun for one of the answers.
+
+        Raises BadInput for a floor that `max_tokens` cannot reach, or a finished `resume`.
+        """
         if (ticket.wish.min_tokens or 0) > self.max_tokens:
             raise BadInput("service_level.at_least.tokens", f"must be at most max_tokens, which is {self.max_tokens}")
         sequence = Sequence(
@@ -40,21 +47,29 @@ class Ask:
             max_tokens=self.max_tokens,
             resumed_tokens=len(self.resumed),
             goals=goals_of(ticket.wish, self.max_tokens),
-            sampling=self.sampling,
+            sampler=self._sampler(answer),
+            end_ids=loaded.tokenizer.eos_ids | self.stops.token_ids,
             detokenizer=Detokenizer(loaded.tokenizer),
-            stops=StopStrings(self.stops),
+            stops=StopStrings(self.stops.strings),
         )
         for token in self.resumed:  # what these tokens said was sent; what they held back was not
             sequence.stops.push(sequence.detokenizer.push([token]))
-        if sequence.stops.stopped or (self.resumed and sequence.complete):
+        ended = sequence.stops.stopped or sequence.sampler.complete
+        if ended or (self.resumed and (sequence.complete or not sequence.end_ids.isdisjoint(self.resumed))):
             raise BadInput("resume.token_ids", "the answer had ended with these tokens")
         return sequence
 
+    def _sampler(self, answer: int) -> Sampler:
+        sampling = replace(self.sampling, seed=(self.sampling.seed + answer) % SEED_LIMIT)
+        guide = self.guides[answer] if self.guides else None
+        return Sampler.start(sampling, self.prompt, self.resumed, guide)
+
 
 async def read_ask(request: text_pb2.GenerateRequest, loaded: LoadedModel) -> Ask:
-    """Checks a request against a model. Raises BadInput naming the field and the limit, or Unimplemented."""
-    _refuse_unserved(request)
+    """Checks a request against a model. Raises BadInput naming the field and the limit."""
     _check_targets(request.service_level)
+    sampling = read_sampling(request, loaded.sampling, loaded.vocabulary)
+    count, stops = read_count(request, sampling), read_stops(request, loaded.vocabulary)
     prompt = await _prompt_tokens(request, loaded)
     room = loaded.context_tokens - len(prompt)
     if room < 1:
@@ -63,13 +78,19 @@ async def read_ask(request: text_pb2.GenerateRequest, loaded: LoadedModel) -> As
     max_tokens = request.max_tokens if request.HasField("max_tokens") else min(DEFAULT_MAX_TOKENS, room)
     if not 1 <= max_tokens <= room:
         raise BadInput("max_tokens", f"must be 1 to {room} with this prompt, not {max_tokens}")
-    return Ask(
-        prompt=prompt,
-        max_tokens=max_tokens,
-        sampling=_sampling(request, loaded.sampling),
-        stops=_stops(request),
-        resumed=_resumed(request, loaded, max_tokens),
-    )
+    resumed = _resumed(request, loaded, max_tokens)
+    guides = await _guides(request, loaded, count, resumed)
+    return Ask(prompt, max_tokens, sampling, count, stops, resumed, guides)
+
+
+async def _guides(
+    request: text_pb2.GenerateRequest, loaded: LoadedModel, count: int, resumed: tuple[int, ...]
+) -> tuple[Guide, ...]:
+    """Compiled beside the event loop."""
+    structure = read_structure(request)
+    if structure is None:
+        return ()
+    return tuple([await asyncio.to_thread(loaded.structures.guide, structure, resumed) for _ in range(count)])
 
 
 async def read_tokenize(request: text_pb2.TokenizeRequest, loaded: LoadedModel) -> list[int]:
@@ -81,13 +102,6 @@ async def read_tokenize(request: text_pb2.TokenizeRequest, loaded: LoadedModel) 
             return await _encode_chat(request.chat, loaded)
         case _:
             raise BadInput("input", "one of text and chat must be set")
-
-
-def _refuse_unserved(request: text_pb2.GenerateRequest) -> None:
-    if request.sampling.HasField("min_p"):
-        raise Unimplemented("sampling.min_p is not served by this version")
-    if request.resume.grammar_state:
-        raise Unimplemented("resume.grammar_state is not served by this version")
 
 
 def _check_targets(level: common_pb2.ServiceLevel) -> None:
@@ -151,45 +165,12 @@ def _checked_ids(field: str, ids: Iterable[int], loaded: LoadedModel) -> tuple[i
     return tokens
 
 
-def _sampling(request: text_pb2.GenerateRequest, default: Sampling) -> Sampling:
-    given = request.sampling
-    if given.HasField("top_k") and given.top_k > MAX_TOP_K:
-        raise BadInput("sampling.top_k", f"must be 0 to {MAX_TOP_K}, not {given.top_k}")
-    try:
-        return Sampling(
-            temperature=given.temperature if given.HasField("temperature") else default.temperature,
-            top_k=(given.top_k or None) if given.HasField("top_k") else default.top_k,
-            top_p=given.top_p if given.HasField("top_p") else default.top_p,
-            seed=_seed(request),
-        )
-    except ValueError as error:
-        field, _, problem = str(error).partition(": ")
-        raise BadInput(f"sampling.{field}", problem) from error
-
-
-def _seed(request: text_pb2.GenerateRequest) -> int:
-    """The seed to draw with; one that nobody gave is drawn now and told in the summary."""
-    seed = request.sampling.seed if request.sampling.HasField("seed") else None
-    if not request.HasField("resume"):
-        return secrets.randbits(64) if seed is None else seed
-    if seed not in (None, request.resume.seed):
-        raise BadInput("resume.seed", f"is {request.resume.seed}, but sampling.seed is {seed}")
-    return request.resume.seed
-
-
-def _stops(request: text_pb2.GenerateRequest) -> tuple[str, ...]:
-    if len(request.stop) > MOST_STOPS:
-        raise BadInput("stop", f"must be at most {MOST_STOPS} strings, not {len(request.stop)}")
-    for index, stop in enumerate(request.stop):
-        if not 1 <= len(stop.encode()) <= MOST_STOP_BYTES:
-            raise BadInput(f"stop[{index}]", f"must be 1 to {MOST_STOP_BYTES} bytes, not {len(stop.encode())}")
-    return tuple(request.stop)
-
-
 def _resumed(request: text_pb2.GenerateRequest, loaded: LoadedModel, max_tokens: int) -> tuple[int, ...]:
     if not request.HasField("resume"):
         return ()
     resume = request.resume
+    if resume.grammar_state:
+        raise BadInput("resume.grammar_state", "must be empty: the position is found anew from resume.token_ids")
     if resume.sampler_position != len(resume.token_ids):
         raise BadInput("resume.sampler_position", f"must be the {len(resume.token_ids)} of resume.token_ids")
     if len(resume.token_ids) >= max_tokens:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from headway.quality import Ladder, Rung, Wish
 from headway.ticket import Ticket
 from headway.v1 import text_pb2
-from services.text_worker.sampling import Sampling
+from services.text_worker.sampling import Drawn, Sampler
 from services.text_worker.tokenizer import Detokenizer, StopStrings
 
 DEFAULT_FLOOR_TOKENS = 16
@@ -55,7 +55,9 @@ class Sequence:
     resumed_tokens: int
     """New tokens that an earlier answer brought already."""
     goals: tuple[Goal, ...]
-    sampling: Sampling
+    sampler: Sampler
+    end_ids: frozenset[int]
+    """Tokens that end the answer and are no part of it."""
     detokenizer: Detokenizer
     stops: StopStrings
     slot: int | None = None
@@ -83,6 +85,14 @@ class Sequence:
         """It may end now without breaking what the caller was promised at least."""
         return self.new_tokens >= self.goals[-1].tokens
 
+    def take(self, drawn: Drawn) -> "Delta":
+        """Adds a drawn token; gives it with the text that it completes."""
+        self.tokens.append(drawn.token)
+        self.sampler.accept(drawn.token)
+        text = self.stops.push(self.detokenizer.push([drawn.token]))
+        told = () if self.sampler.sampling.logprobs is None else (drawn,)
+        return Delta((drawn.token,), self.new_tokens - 1, text, told)
+
     def rung_at(self, tokens: int) -> Rung:
         """The best rung that `tokens` new tokens reach (the lowest allowed one before that), with their own quality."""
         rung = next((goal.rung for goal in self.goals if goal.tokens <= tokens), self.goals[-1].rung)
@@ -96,6 +106,14 @@ class Delta:
     token_ids: tuple[int, ...]
     offset: int
     text: str
+    logprobs: tuple[Drawn, ...] = ()
+    """One a token where they were asked for."""
+
+    def with_following(self, later: "Delta") -> "Delta":
+        """Both as one."""
+        return Delta(
+            self.token_ids + later.token_ids, self.offset, self.text + later.text, self.logprobs + later.logprobs
+        )
 
 
 @dataclass(frozen=True, slots=True)

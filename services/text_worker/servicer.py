@@ -8,8 +8,10 @@ from headway.errors import HeadwayError
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
 from headway.worker import LoadedAsset, WorkerRuntime
+from services.text_worker.interleave import interleaved
 from services.text_worker.loading import LoadedModel
 from services.text_worker.requests import read_ask, read_tokenize
+from services.text_worker.sampling import Drawn
 from services.text_worker.sequence import Delta, Ending, Sequence
 
 
@@ -26,13 +28,17 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         budget = self._runtime.budget(context)
         asset = self._runtime.identity.find("model", request.model)
         ask = await read_ask(request, self._loaded)
-        sequence = ask.sequence(self._runtime.ticket(budget, request.service_level, asset.ladder), self._loaded)
-        times = _TokenTimes(self._runtime, sequence.ticket)
-        async with aclosing(_gathered(self._runtime, sequence)) as parts:
-            async for part in parts:
+        tickets = [self._runtime.ticket(budget, request.service_level, asset.ladder) for _ in range(ask.count)]
+        sequences = [ask.sequence(ticket, self._loaded, answer) for answer, ticket in enumerate(tickets)]
+        times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
+        streams = [_gathered(self._runtime, sequence) for sequence in sequences]
+        async with aclosing(interleaved(streams)) as parts:
+            async for answer, part in parts:
                 if isinstance(part, Delta):
-                    times.tokens_came(len(part.token_ids))
-                yield self._response(part, sequence, asset)
+                    times[answer].tokens_came(len(part.token_ids))
+                response = self._response(part, sequences[answer], asset)
+                response.answer = answer
+                yield response
 
     async def Tokenize(self, request: text_pb2.TokenizeRequest, context: Any) -> text_pb2.TokenizeResponse:
         """Counts and lists tokens; takes no device time."""
@@ -62,7 +68,8 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
     ) -> text_pb2.GenerateResponse:
         match part:
             case Delta():
-                chunk = text_pb2.TokenChunk(token_ids=part.token_ids, offset=part.offset, text=part.text)
+                told = [_logprobs(drawn) for drawn in part.logprobs]
+                chunk = text_pb2.TokenChunk(token_ids=part.token_ids, offset=part.offset, text=part.text, logprobs=told)
                 return text_pb2.GenerateResponse(chunk=chunk)
             case Ending():
                 return text_pb2.GenerateResponse(summary=self._summary(part, sequence, asset))
@@ -76,8 +83,13 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         )
         served = self._runtime.served(sequence.ticket, asset, rung=ending.rung, quality=ending.quality)
         return text_pb2.GenerateSummary(
-            finish_reason=ending.reason, usage=usage, served=served, seed=sequence.sampling.seed
+            finish_reason=ending.reason, usage=usage, served=served, seed=sequence.sampler.sampling.seed
         )
+
+
+def _logprobs(drawn: Drawn) -> text_pb2.TokenLogprobs:
+    likeliest = [text_pb2.LikelyToken(token_id=token, logprob=logprob) for token, logprob in drawn.likeliest]
+    return text_pb2.TokenLogprobs(logprob=drawn.logprob, likeliest=likeliest)
 
 
 async def _gathered(
@@ -97,7 +109,7 @@ async def _gathered(
                     yield held
                     held = following
                     break
-                held = Delta(held.token_ids + following.token_ids, held.offset, held.text + following.text)
+                held = held.with_following(following)
             first = first and not isinstance(held, Delta)
             if isinstance(held, HeadwayError):
                 raise held

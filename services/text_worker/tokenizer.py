@@ -66,11 +66,18 @@ def load_tokenizer(folder: Path, architecture: Architecture) -> TextTokenizer:
 def load_sampling(folder: Path) -> Sampling:
     """How generation_config.json wants tokens drawn; greedy unless it says `do_sample`. Raises CheckpointError."""
     stated = _optional_json(folder / "generation_config.json")
-    if not stated.get("do_sample"):
-        return Sampling()
-    known = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {k: v for k, v in stated.items() if v is not None}
     try:
-        return Sampling(float(known["temperature"]), int(known["top_k"]) or None, float(known["top_p"]))
+        repetition = float(stated.get("repetition_penalty") or 1.0)
+        if not stated.get("do_sample"):
+            return Sampling(repetition_penalty=repetition)
+        known = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {k: v for k, v in stated.items() if v is not None}
+        return Sampling(
+            temperature=float(known["temperature"]),
+            top_k=int(known["top_k"]) or None,
+            top_p=float(known["top_p"]),
+            min_p=float(known.get("min_p", 0.0)),
+            repetition_penalty=repetition,
+        )
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"generation_config.json: {error}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from services.dit_worker.model.decoder import PIXELS, VAE, Decoder, load_decoder
+from services.dit_worker.model.decoder import VAE, Decoder, Pixels, load_decoder
 from services.dit_worker.model.dit import Dit
 from services.dit_worker.model.tensors import CheckpointError as CheckpointError
 from services.dit_worker.model.tensors import check_size, read_tensors
@@ -149,7 +149,7 @@ def read_rungs(folder: Path, config: Config) -> tuple[MeasuredRung, ...]:
 
 def _decoder(folder: Path, config: Config) -> Decoder:
     if config.decoder_sha256 is None:
-        return PIXELS
+        return Pixels()
     return load_decoder(folder / VAE, config.topology.image_shape, config.decoder_sha256)
 
 

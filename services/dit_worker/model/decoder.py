@@ -26,10 +26,6 @@ Shape = tuple[int, int, int]
 class Decoder(Protocol):
     """What turns finished samples into images. Rows do not depend on one another."""
 
-    def to(self, device: torch.device) -> "Decoder":
-        """This decoder with its weights there."""
-        ...
-
     def image_shape(self, sample_shape: Shape) -> Shape:
         """[channels, height, width] of the image that a sample of that shape becomes."""
         ...
@@ -43,9 +39,6 @@ class Decoder(Protocol):
 class Pixels:
     """A model of pixels: its samples are the images."""
 
-    def to(self, device: torch.device) -> "Pixels":
-        return self
-
     def image_shape(self, sample_shape: Shape) -> Shape:
         return sample_shape
 
@@ -53,17 +46,11 @@ class Pixels:
         return latents
 
 
-PIXELS = Pixels()
-
-
 @dataclass(frozen=True, slots=True)
 class Latents:
     """A VAE decoder. Samples are scaled latents: z = sample / scaling + shift."""
 
     network: VaeDecoder
-
-    def to(self, device: torch.device) -> "Latents":
-        return Latents(self.network.to(device))
 
     def image_shape(self, sample_shape: Shape) -> Shape:
         shape, (_, height, width) = self.network.shape, sample_shape

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from services.text_worker.drawing import choose
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.model.families import load_architecture
 from services.text_worker.model.weights import fingerprint
-from services.text_worker.sampling import Sampling, choose
+from services.text_worker.sampling import Sampling
 from services.text_worker.tokenizer import TextTokenizer, load_tokenizer
 from services.text_worker.training.export import write_json
 from services.text_worker.training.fit import Outcome

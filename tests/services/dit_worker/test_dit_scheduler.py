@@ -15,7 +15,9 @@ from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
 from services.dit_worker.encode import Format
 from services.dit_worker.engine import DitEngine
+from services.dit_worker.model.decoder import Latents, Pixels
 from services.dit_worker.model.dit import Dit
+from services.dit_worker.model.vae import VaeDecoder, VaeShape
 from services.dit_worker.sample_group import ImagesSpec, Previews, SampleGroup
 from services.dit_worker.sampler import finish, start, step
 from services.dit_worker.scheduler import DitScheduler, ImageCosts
@@ -54,9 +56,9 @@ def group(
 class Rig:
     """Plays the engine loop by hand: plan, step, apply, at times that the test says."""
 
-    def __init__(self, flow) -> None:
+    def __init__(self, flow, decoder=Pixels()) -> None:  # noqa: B008 - it has no state
         self.now_s = 0.0
-        self.engine = DitEngine(flow, CpuStepper(flow, 3), SCHEDULER, lambda: self.now_s)
+        self.engine = DitEngine(flow, CpuStepper(flow, 3), decoder, SCHEDULER, lambda: self.now_s)
 
     def plan(self, *works: SampleGroup) -> list[SampleGroup]:
         jobs = [SCHEDULER.job(work, self.now_s) for work in works]
@@ -235,6 +237,20 @@ def test_previews_are_paid_for(tiny):
     ]
     batch = SCHEDULER.next_batch(Rig(tiny).plan(work), 0.0, SAME)
     assert batch is not None and batch.predicted == Cost(100.0 + 3.0 + 7.0)
+
+
+def test_latents_become_images_through_the_models_decoder(tiny):
+    torch.manual_seed(3)
+    shape = VaeShape(latent_channels=1, out_channels=3, widths=(8, 8), layers=1, groups=4, scaling_factor=0.5)
+    decoder = Latents(VaeDecoder(shape).eval())
+    work = group(20, exact="1")  # more than are decoded at once
+    rig = Rig(tiny, decoder)
+    ((_, event),) = rig.step(rig.plan(work))
+    alone = [start(tiny, seed=5, index=i, label=label) for i, label in enumerate(work.spec.labels)]
+    expected = decoder.decode(torch.stack([sample.x for sample in finish(tiny, alone, 1)])).clamp(-1, 1)
+    for image, pixels in zip(event.result, expected, strict=True):
+        found = torch.frombuffer(bytearray(image.data), dtype=torch.float32).view(8, 8, 3).permute(2, 0, 1)
+        torch.testing.assert_close(found, pixels, rtol=0, atol=1e-4)
 
 
 class Poisoned:

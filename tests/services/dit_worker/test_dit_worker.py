@@ -73,7 +73,9 @@ async def slow_channel(calibrations, tmp_path) -> AsyncIterator[grpc.aio.Channel
                 point["mean_ms"] *= SLOWER
                 point["var_ms2"] = 0.0
         (tmp_path / path.name).write_text(json.dumps(file))
-    async with worker(cache_dir=tmp_path, max_batch=128) as connected:
+    # On a busy host a few such steps take minutes, and neither limit is what is tested.
+    patience = {"max_deadline_s": 3600.0, "default_target_s": 3600.0}
+    async with worker(cache_dir=tmp_path, max_batch=128, **patience) as connected:
         yield connected
 
 

@@ -15,7 +15,7 @@ from headway.ticket import Ticket
 from headway.v1 import common_pb2
 from services.text_worker.costs import TextCosts
 from services.text_worker.lengths import LengthModel
-from services.text_worker.sampling import Sampling
+from services.text_worker.sampling import Sampler, Sampling
 from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
 from services.text_worker.sequence import LADDER, Sequence, goals_of
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
@@ -52,7 +52,8 @@ def sequence(
         max_tokens=max_tokens,
         resumed_tokens=0,
         goals=goals_of(wish, max_tokens),
-        sampling=Sampling(),
+        sampler=Sampler(Sampling()),
+        end_ids=frozenset(),
         detokenizer=Detokenizer(TOKENIZER),
         stops=StopStrings(()),
     )

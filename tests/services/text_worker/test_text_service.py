@@ -149,6 +149,13 @@ def chat_of(*messages: tuple[str, str]) -> text_pb2.Chat:
     return text_pb2.Chat(messages=[text_pb2.ChatMessage(role=role, content=content) for role, content in messages])
 
 
+WARM = text_pb2.Sampling(temperature=1)
+
+
+def bias(token: int) -> text_pb2.LogitBias:
+    return text_pb2.LogitBias(token_id=token, bias=1)
+
+
 def level(**fields: Any) -> common_pb2.ServiceLevel:
     return common_pb2.ServiceLevel(**fields)
 
@@ -178,6 +185,26 @@ def level(**fields: Any) -> common_pb2.ServiceLevel:
         ({"resume": text_pb2.Resume(token_ids=[9999], sampler_position=1)}, "resume.token_ids"),
         ({"resume": text_pb2.Resume(token_ids=[1], sampler_position=1)}, "resume.token_ids"),
         ({"resume": text_pb2.Resume(seed=4), "sampling": text_pb2.Sampling(seed=5)}, "resume.seed"),
+        ({"resume": text_pb2.Resume(grammar_state=b"x")}, "resume.grammar_state"),
+        ({"sampling": text_pb2.Sampling(min_p=1.1)}, "sampling.min_p"),
+        ({"sampling": text_pb2.Sampling(repetition_penalty=0)}, "sampling.repetition_penalty"),
+        ({"sampling": text_pb2.Sampling(presence_penalty=3)}, "sampling.presence_penalty"),
+        ({"sampling": text_pb2.Sampling(frequency_penalty=float("nan"))}, "sampling.frequency_penalty"),
+        ({"sampling": text_pb2.Sampling(logprobs=21)}, "sampling.logprobs"),
+        ({"sampling": text_pb2.Sampling(logit_bias=[bias(4096)])}, "sampling.logit_bias[0].token_id"),
+        ({"sampling": text_pb2.Sampling(logit_bias=[bias(4), bias(4)])}, "sampling.logit_bias"),
+        ({"sampling": text_pb2.Sampling(temperature=0, top_p=0.5)}, "sampling.top_p"),
+        ({"sampling": text_pb2.Sampling(temperature=0, top_k=5)}, "sampling.top_k"),
+        ({"sampling": text_pb2.Sampling(temperature=0, min_p=0.5)}, "sampling.min_p"),
+        ({"sampling": WARM, "n": 0}, "n"),
+        ({"sampling": WARM, "n": 17}, "n"),
+        ({"sampling": GREEDY, "n": 2}, "n"),
+        ({"sampling": WARM, "n": 2, "resume": text_pb2.Resume()}, "n"),
+        ({"stop_token_ids": range(65)}, "stop_token_ids"),
+        ({"stop_token_ids": [4096]}, "stop_token_ids"),
+        ({"structure": text_pb2.Structure()}, "structure"),
+        ({"structure": text_pb2.Structure(json_schema="{")}, "structure.json_schema"),
+        ({"structure": text_pb2.Structure(regex="((")}, "structure.regex"),
         ({"service_level": level(at_least=common_pb2.QualityFloor(tokens=200))}, "service_level.at_least.tokens"),
         ({"service_level": level(at_least=common_pb2.QualityFloor(nfe=2))}, "service_level.at_least"),
         ({"service_level": level(first_token_target={"seconds": -1})}, "service_level.first_token_target"),
@@ -201,8 +228,6 @@ async def test_a_request_without_a_prompt_is_refused(channel: grpc.aio.Channel) 
     [
         ({"model": "../../etc/passwd"}, "NOT_FOUND"),
         ({"service_level": level(exact="60%")}, "NO_SUCH_RUNG"),
-        ({"sampling": text_pb2.Sampling(min_p=0.1)}, "UNIMPLEMENTED"),
-        ({"resume": text_pb2.Resume(grammar_state=b"x")}, "UNIMPLEMENTED"),
     ],
 )
 async def test_what_is_not_there_is_said(channel: grpc.aio.Channel, request_fields: Any, reason: str) -> None:
