@@ -14,7 +14,7 @@ from services.text_worker.config import TextWorkerConfig
 
 
 async def test_draining_finishes_what_is_admitted_and_takes_nothing_new(tmp_path: Path) -> None:
-    async with served(tmp_path, precision="bfloat16") as channel:
+    async with served(tmp_path, weights="bf16") as channel:
         answer = asyncio.create_task(ask(channel, max_tokens=60))
         async for state in worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=20):
             if state.in_flight or answer.done():
