@@ -68,7 +68,8 @@ def _recipe(content: dict[str, Any]) -> str:
     return f"""## Recipe
 
 - Data: {data["name"]};
-  {data["licence"]}. {data["train"]} train and {data["held_out"]} held-out images: {data["split"]}.
+  {data["licence"]}. {data["train"]} train and {data["held_out"]} held-out images:
+  {data["split"]}.
   The model was not fitted to, stopped by or chosen on the held-out images.
 - Training: {training["steps_done"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread{precision}.
   The full list of settings is in `config.json`. One training run: no interval holds the spread between runs.

@@ -75,17 +75,19 @@ def test_more_steps_are_better_beyond_the_interval(pair, card):
     assert card["paired_difference"][pair]["interval_95"][0] > 0
 
 
-def test_the_model_beats_what_needs_no_network(card):
+def test_the_model_beats_what_needs_no_network_and_no_jumps(card):
+    for steps in ("2", "4"):
+        assert card["steps"][steps]["interval_95"][1] < card["class_gaussian_no_network"]["interval_95"][0]
     for steps in ("1", "2", "4"):
-        assert card["steps"][steps]["dfd"] < card["class_gaussian_no_network"]["dfd"]
-        assert card["steps"][steps]["dfd"] < card["same_weights_euler"][steps]["dfd"]
+        assert card["steps"][steps]["dfd"] < card["same_weights_euler"][steps]["dfd"] / 5
+        assert card["steps"][steps]["dfd"] < card["class_means"]["dfd"] / 5
 
 
 def test_normalised_quality_is_the_designs_formula(card):
     top, gaussian = card["steps"]["4"]["dfd"], card["class_gaussian_no_network"]["dfd"]
     for rung in card["rungs"]:
         expected = 1 - (card["steps"][str(rung["steps"])]["dfd"] - top) / (gaussian - top)
-        assert rung["quality"] == pytest.approx(expected, abs=1e-3)
+        assert rung["quality"] == pytest.approx(max(0.0, expected), abs=1e-3)
 
 
 def test_the_card_names_the_files_that_lie_beside_it(card):
