@@ -79,6 +79,18 @@ class Headway:
         """Renders one frame."""
         return self._call(self._stubs.splat.Render, request, deadline_s)
 
+    def progressive(
+        self, request: splat_pb2.RenderRequest, *, deadline_s: float
+    ) -> Iterator[splat_pb2.RenderProgressiveResponse]:
+        """Streams a plan, a coarse frame and better ones until the deadline, and a summary."""
+        return _stream(self._stubs.splat.RenderProgressive(request, **self._stubs.options(deadline_s)))
+
+    def path(
+        self, request: splat_pb2.RenderPathRequest, *, deadline_s: float
+    ) -> Iterator[splat_pb2.RenderPathResponse]:
+        """Streams a plan, the frames of a path in order, each rendered or skipped, and a summary."""
+        return _stream(self._stubs.splat.RenderPath(request, **self._stubs.options(deadline_s)))
+
     def text_models(self, *, deadline_s: float = 5.0) -> text_pb2.ListTextModelsResponse:
         """The text models."""
         return self._call(self._stubs.text.ListModels, text_pb2.ListTextModelsRequest(), deadline_s)
@@ -90,6 +102,17 @@ class Headway:
     def scenes(self, *, deadline_s: float = 5.0) -> splat_pb2.ListScenesResponse:
         """The scenes."""
         return self._call(self._stubs.splat.ListScenes, splat_pb2.ListScenesRequest(), deadline_s)
+
+    def load_scene(
+        self, name: str, *, pin: bool = False, deadline_s: float = 600.0
+    ) -> Iterator[splat_pb2.LoadSceneResponse]:
+        """Loads a scene of the workers' folder, or loads it anew; streams progress, last with the scene."""
+        request = splat_pb2.LoadSceneRequest(scene=name, pin=pin)
+        return _stream(self._stubs.splat.LoadScene(request, **self._stubs.options(deadline_s)))
+
+    def unload_scene(self, name: str, *, deadline_s: float = 5.0) -> splat_pb2.UnloadSceneResponse:
+        """Takes a scene out of service until it is loaded again."""
+        return self._call(self._stubs.splat.UnloadScene, splat_pb2.UnloadSceneRequest(scene=name), deadline_s)
 
     def workers(self, *, deadline_s: float = 5.0) -> router_pb2.ListWorkersResponse:
         """The workers, as a router sees them."""
@@ -156,6 +179,18 @@ class AsyncHeadway:
             return [message async for message in self._direct.messages(FRAME, request, deadline_s)][-1]
         return await self._call(self._stubs.splat.Render, request, deadline_s)
 
+    def progressive(
+        self, request: splat_pb2.RenderRequest, *, deadline_s: float
+    ) -> AsyncIterator[splat_pb2.RenderProgressiveResponse]:
+        """Streams a plan, a coarse frame and better ones until the deadline, and a summary."""
+        return _astream(self._stubs.splat.RenderProgressive(request, **self._stubs.options(deadline_s)))
+
+    def path(
+        self, request: splat_pb2.RenderPathRequest, *, deadline_s: float
+    ) -> AsyncIterator[splat_pb2.RenderPathResponse]:
+        """Streams a plan, the frames of a path in order, each rendered or skipped, and a summary."""
+        return _astream(self._stubs.splat.RenderPath(request, **self._stubs.options(deadline_s)))
+
     async def text_models(self, *, deadline_s: float = 5.0) -> text_pb2.ListTextModelsResponse:
         """The text models."""
         return await self._call(self._stubs.text.ListModels, text_pb2.ListTextModelsRequest(), deadline_s)
@@ -167,6 +202,17 @@ class AsyncHeadway:
     async def scenes(self, *, deadline_s: float = 5.0) -> splat_pb2.ListScenesResponse:
         """The scenes."""
         return await self._call(self._stubs.splat.ListScenes, splat_pb2.ListScenesRequest(), deadline_s)
+
+    def load_scene(
+        self, name: str, *, pin: bool = False, deadline_s: float = 600.0
+    ) -> AsyncIterator[splat_pb2.LoadSceneResponse]:
+        """Loads a scene of the workers' folder, or loads it anew; streams progress, last with the scene."""
+        request = splat_pb2.LoadSceneRequest(scene=name, pin=pin)
+        return _astream(self._stubs.splat.LoadScene(request, **self._stubs.options(deadline_s)))
+
+    async def unload_scene(self, name: str, *, deadline_s: float = 5.0) -> splat_pb2.UnloadSceneResponse:
+        """Takes a scene out of service until it is loaded again."""
+        return await self._call(self._stubs.splat.UnloadScene, splat_pb2.UnloadSceneRequest(scene=name), deadline_s)
 
     async def workers(self, *, deadline_s: float = 5.0) -> router_pb2.ListWorkersResponse:
         """The workers, as a router sees them."""

@@ -7,7 +7,7 @@ here, so that the next worker draws the same noise.
 import secrets
 from typing import Any, Protocol
 
-from headway.v1 import image_pb2, text_pb2
+from headway.v1 import image_pb2, splat_pb2, text_pb2
 
 
 class Continuation(Protocol):
@@ -125,3 +125,59 @@ class Images:
             message.batch.images.extend(left)
             return bool(left)
         return not (message.HasField("plan") and self._begun)
+
+
+class Frames:
+    """A path: the next worker begins with the first frame that was not sent. A video cannot go on in another file."""
+
+    def __init__(self, raw: bytes, request: splat_pb2.RenderPathRequest) -> None:
+        self._raw, self._request, self._sent = raw, request, 0
+
+    def first(self) -> bytes:
+        return self._raw
+
+    def passed(self, message: bytes) -> None:
+        """Messages are counted, not kept: after the plan each is one frame."""
+        self._sent += 1
+
+    def next(self) -> bytes | None:
+        """None for a video that has begun, and when all frames were sent."""
+        if self._sent <= 1:
+            return self._raw
+        frames = (len(self._request.cameras) - 1) * (self._request.frames_between + 1) + 1
+        begin = self._request.first_frame + self._sent - 1
+        if self._request.video or begin >= frames:
+            return None
+        rest = splat_pb2.RenderPathRequest()
+        rest.CopyFrom(self._request)
+        rest.first_frame = begin
+        return rest.SerializeToString()
+
+    def rest(self, message: splat_pb2.RenderPathResponse) -> bool:
+        """Without a second plan; what was served is told of the last worker's frames."""
+        return not (message.HasField("plan") and self._sent)
+
+
+class Refining:
+    """A progressive answer: the next worker begins again, and only frames better than the last one are sent."""
+
+    def __init__(self, raw: bytes, request: splat_pb2.RenderRequest) -> None:
+        self._raw, self._last, self._sent = raw, b"", 0
+
+    def first(self) -> bytes:
+        return self._raw
+
+    def passed(self, message: bytes) -> None:
+        self._last, self._sent = message, self._sent + 1
+
+    def next(self) -> bytes | None:
+        """None when the end was sent too."""
+        return None if splat_pb2.RenderProgressiveResponse.FromString(self._last).HasField("served") else self._raw
+
+    def rest(self, message: splat_pb2.RenderProgressiveResponse) -> bool:
+        """Without a second plan, and without frames that are no better than what the caller has."""
+        if message.HasField("frame"):
+            message.frame.index = max(0, self._sent - 1)
+            best = splat_pb2.RenderProgressiveResponse.FromString(self._last).frame.served.quality
+            return message.frame.served.quality > best or self._sent <= 1
+        return not (message.HasField("plan") and self._sent)

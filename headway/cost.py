@@ -62,7 +62,7 @@ class StepCurve:
 
     points: tuple[tuple[int, Cost], ...]
     _known: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What `step` found, by items up to the batch: the planner asks for the same sizes again and again."""
+    """What was asked for, by items up to the last size: the planner asks for the same again and again."""
 
     def __post_init__(self) -> None:
         sizes = [size for size, _ in self.points]
@@ -71,6 +71,14 @@ class StepCurve:
 
     def at(self, items: int) -> Cost:
         """The cost of a step over `items`; below the first size its cost."""
+        known = self._known.get(items)
+        if known is None:
+            known = self._between(items)
+            if items <= self.points[-1][0]:
+                self._known[items] = known
+        return known
+
+    def _between(self, items: int) -> Cost:
         if len(self.points) == 1 or items <= self.points[0][0]:
             return self.points[0][1]
         right = min(bisect.bisect_left(self.points, items, key=_size), len(self.points) - 1)
@@ -81,13 +89,10 @@ class StepCurve:
         return Cost(max(mean_ms, below.mean_ms), max(var_ms2, 0.0))
 
     def step(self, items: int, max_batch: int) -> Cost:
-        """The cost of one step over `items`; more than `max_batch` take several passes."""
-        if items > max_batch:
+        """The cost of one step over `items`; more than `max_batch`, and than was measured, take several passes."""
+        if items > max_batch and items > self.points[-1][0]:
             return self.step(max_batch, max_batch).times(math.ceil(items / max_batch))
-        known = self._known.get(items)
-        if known is None:
-            known = self._known[items] = self.at(items)
-        return known
+        return self.at(items)
 
     def scaled(self, scale: Cost) -> "StepCurve":
         """Every cost times a factor: see `Cost.scaled`."""

@@ -3,7 +3,7 @@
 A worker brings a `Scheduler`, which decides and is pure, and an `Engine`, which runs. The loop owns the rest:
 admission, re-planning after every step and arrival, the device lease, cancelling within one step, learning what steps
 cost, and the way back to the callers. It runs in a thread of its own; the lock is held for decisions, never while a
-step runs.
+step runs, and refusing takes no lock at all.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ import signal
 import statistics
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from headway.cost import Cost, LearnedScale, ahead_ms
 from headway.deadline import Clock
@@ -29,6 +29,8 @@ from headway.ticket import Event, Finished, Ticket
 from headway.v1 import common_pb2
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
 
 _DEMAND_BUCKETS = 16
 _IDLE_WAIT_S = 0.05
@@ -142,30 +144,36 @@ class EngineLoop(Generic[W]):
 
     def _admit(self, work: W) -> None:
         ticket = work.ticket
+        self._asked(work, self.policy.check)  # without the lock: a no need not wait for the engine's plan to be made
         with self._changed:
-            if self._stopping or (self._draining and not ticket.follows):
-                raise _draining()
-            now_s = self._clock()
-            ticket.budget.check(now_s)
-            scale = self._scale.value
-            setting = self._scheduler.setting(now_s, self._device.others(), scale)
-            job = self._scheduler.job(work, now_s)
-            plan = self._plan_with(job, setting, ticket)
-            self._promise(ticket, plan[job.key], setting)
+            plan, setting = self._asked(work, self.policy.admit)
+            self._promise(ticket, plan[ticket.key], setting)
             self._works[ticket.key] = work
             self._follow(plan)
             self._declare(plan, setting)
             self._changed.notify_all()
         self._tell_watchers()
 
-    def _plan_with(self, job: Job, setting: Setting, ticket: Ticket) -> QueuePlan:
+    def _asked(self, work: W, ask: Callable[..., A]) -> tuple[A, Setting]:
+        """What `ask` (a policy's `check` or `admit`) says to the work, beside the jobs as they were planned last."""
+        ticket, now_s = work.ticket, self._clock()
+        if self._stopping or (self._draining and not ticket.follows):
+            raise _draining()
+        ticket.budget.check(now_s)
+        setting = self._scheduler.setting(now_s, self._device.others(), self._scale.value)
+        job = self._scheduler.job(work, now_s)
         try:
-            return self.policy.admit(self._jobs(setting.now_s), job, setting, reserve_ms=ticket.budget.reserve_s * 1000)
+            return ask(self._planned_jobs(), job, setting, reserve_ms=ticket.budget.reserve_s * 1000), setting
         except Refused:
-            if not self._works and self._pulse is not None and setting.now_s - self._pulsed_s > _FIRST_PULSE_S:
+            self._doubt(now_s)
+            raise
+
+    def _doubt(self, now_s: float) -> None:
+        """After a refusal with nothing admitted: is the host still as slow as it was?"""
+        if not self._works and self._pulse is not None and now_s - self._pulsed_s > _FIRST_PULSE_S:
+            with self._changed:
                 self._doubted, self._pulse_pause_s = True, _FIRST_PULSE_S
                 self._changed.notify_all()
-            raise
 
     def _promise(self, ticket: Ticket, choice: Choice, setting: Setting) -> None:
         ticket.admitted_s, ticket.predicted = setting.now_s, choice.finish + Cost(setting.overhead_ms)
@@ -184,6 +192,11 @@ class EngineLoop(Generic[W]):
     def _jobs(self, now_s: float) -> list[Job]:
         works = [work for work in self._works.values() if not work.ticket.cancelled]
         return [self._scheduler.job(work, now_s) for work in works]
+
+    def _planned_jobs(self) -> list[Job]:
+        """Everything admitted, as planned last: at most a step ago. Needs no lock: a list of a dict is one act."""
+        tickets = [work.ticket for work in list(self._works.values())]
+        return [ticket.choice.job for ticket in tickets if ticket.choice is not None and not ticket.cancelled]
 
     def _follow(self, plan: QueuePlan) -> None:
         for key, choice in plan.items():

@@ -16,8 +16,8 @@ from headway.rung_search import best_levels
 from headway.v1 import common_pb2
 
 __all__ = [
-    "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check_budget", "late_ms", "plan_queue",
-    "predict", "reason_of", "shed",
+    "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check", "check_budget", "late_ms",
+    "plan_queue", "predict", "reason_of", "shed",
 ]  # fmt: skip
 
 

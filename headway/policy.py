@@ -11,7 +11,7 @@ differ in the rungs alone, and `fifo` in order and batching too, because that is
 | `threshold[:ANSWERS]` | one for all new requests, lower while the answers' p95 is over 85 % of target | deadline |
 | `fifo[:RUNG]` | always this one, by default the best | arrival; a batch ends before the next begins |
 
-A caller's floor or exact rung binds every policy. A policy is used under the engine loop's lock, and only there.
+A caller's floor or exact rung binds every policy. But for `check`, a policy is used under the engine loop's lock.
 """
 
 import re
@@ -29,6 +29,7 @@ from headway.planning import (
     Setting,
     admit,
     at_present,
+    check,
     check_budget,
     late_ms,
     plan_queue,
@@ -53,6 +54,9 @@ class Policy(Protocol):
     def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
         """What everything admitted is to get now, in the order in which the engine prefers it."""
 
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
+        """Raises the refusal that `admit` would begin with. The one method that is called without the lock."""
+
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         """The plan with `job` in it, or a refusal (`BudgetTooSmall`, `Shed`) that changes nothing."""
 
@@ -73,6 +77,9 @@ class Planned:
 
     def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
         return plan_queue(jobs, setting)
+
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
+        check(admitted, job, setting, reserve_ms=reserve_ms)
 
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         return admit(admitted, job, setting, reserve_ms=reserve_ms)
@@ -117,6 +124,10 @@ class Fixed(Planned):
     def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
         return plan_queue([self._place.pin(job) for job in jobs], setting)
 
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
+        pinned = [self._place.pin(other) for other in admitted]
+        check(pinned, self._place.pin(job), setting, reserve_ms=reserve_ms)
+
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         pinned = [self._place.pin(other) for other in admitted]
         return admit(pinned, self._place.pin(job), setting, reserve_ms=reserve_ms)
@@ -142,6 +153,9 @@ class Threshold(Planned):
     def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
         self._places = {job.key: self._places[job.key] for job in jobs}
         return plan_queue([self._places[job.key].pin(job) for job in jobs], setting)
+
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
+        check(admitted, Place(None, self._level).pin(job), setting, reserve_ms=reserve_ms)
 
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         place = Place(None, self._level)
@@ -179,15 +193,18 @@ class Fifo(Planned):
         finish = self._finish(order, setting)
         return {job.key: Choice(job, 0, cost) for job, cost in zip(order, finish, strict=True)}
 
-    def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
         pinned = self._place.pin(job)
         check_budget(pinned, setting, reserve_ms=reserve_ms)
-        plan = self.plan([*admitted, job], setting)
-        broken = _late(plan.values(), setting) - _late(self.plan(admitted, setting).values(), setting)
+        late = _late(self.plan([*admitted, job], setting).values(), setting)
+        broken = late and late - _late(self.plan(admitted, setting).values(), setting)
         if broken:
             why = "it" if job.key in broken else f"{len(broken)} admitted requests"
             raise shed([self._place.pin(other) for other in admitted], pinned, setting, f"{why} would be late")
-        return plan
+
+    def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        self.check(admitted, job, setting, reserve_ms=reserve_ms)
+        return self.plan([*admitted, job], setting)
 
     def ready(self, plan: QueuePlan, setting: Setting) -> Sequence[int]:
         running = [key for key in plan if key in self._running]

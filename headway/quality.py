@@ -28,10 +28,12 @@ class Rung:
     """Splats: rendered side over the side asked for, 0 to 1."""
     token_share: float | None = None
     """Text: share of the tokens asked for, 0 to 1."""
+    ssim: float | None = None
+    """Splats: measured SSIM to the top rung; None on the top rung and where it was not measured."""
 
     def to_proto(self) -> common_pb2.Rung:
         """The rung as the contract carries it."""
-        fields = ("nfe", "dfd", "psnr_db", "gaussian_share", "resolution_scale", "token_share")
+        fields = ("nfe", "dfd", "psnr_db", "gaussian_share", "resolution_scale", "token_share", "ssim")
         known = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return common_pb2.Rung(label=self.label, quality=self.quality, **known)
 

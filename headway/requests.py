@@ -15,6 +15,7 @@ FORMATS: Mapping[str, common_pb2.PixelFormat] = {
     "jpeg": common_pb2.PIXEL_FORMAT_JPEG,
     "webp": common_pb2.PIXEL_FORMAT_WEBP,
     "raw": common_pb2.PIXEL_FORMAT_RAW,
+    "float32": common_pb2.PIXEL_FORMAT_FLOAT32,
 }
 _FLOORS = {"nfe": int, "tokens": int, "psnr_db": float, "normalised": float}
 
@@ -84,16 +85,22 @@ def images_request(
     count: int | None = None,
     model: str = "",
     seed: int | None = None,
+    guidance: float | None = None,
     format: str = "png",
+    encoding_quality: int | None = None,
+    previews: bool = False,
     level: common_pb2.ServiceLevel | None = None,
 ) -> image_pb2.GenerateImagesRequest:
-    """A request for images: one label for all of `count`, or a label for each."""
+    """A request for images: one label for all of `count`, or a label for each; with `previews` after each step."""
     return image_pb2.GenerateImagesRequest(
         model=model,
         labels=[labels] if isinstance(labels, int) else labels,
         count=count,
         seed=seed,
+        guidance=guidance,
         format=_format(format),
+        encoding_quality=encoding_quality,
+        previews=previews,
         service_level=level,
     )
 
@@ -110,6 +117,35 @@ def render_request(
     """A request for a frame; without a camera from the scene's own first view."""
     options = splat_pb2.FrameOptions(width=width, height=height, format=_format(format))
     return splat_pb2.RenderRequest(scene=scene, camera=camera, options=options, service_level=level)
+
+
+def path_request(
+    scene: str,
+    cameras: Sequence[splat_pb2.Camera],
+    *,
+    frames_between: int = 0,
+    frames_per_second: float | None = None,
+    width: int = 512,
+    height: int = 512,
+    format: str | None = None,
+    video: bool = False,
+    video_frames_per_second: float | None = None,
+    level: common_pb2.ServiceLevel | None = None,
+) -> splat_pb2.RenderPathRequest:
+    """A request for frames along key cameras; `video`: as one H.264 file, whose frames have no `format`."""
+    options = splat_pb2.FrameOptions(width=width, height=height)
+    if not video:
+        options.format = _format(format or "png")
+    return splat_pb2.RenderPathRequest(
+        scene=scene,
+        cameras=cameras,
+        frames_between=frames_between,
+        frames_per_second=frames_per_second or 0.0,
+        options=options,
+        video_frames_per_second=video_frames_per_second or 0.0,
+        video=splat_pb2.VIDEO_FORMAT_H264_MP4 if video else splat_pb2.VIDEO_FORMAT_UNSPECIFIED,
+        service_level=level,
+    )
 
 
 def look_at(

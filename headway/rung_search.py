@@ -12,7 +12,7 @@ where that costs nothing, a few dozen times more to look closer.
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ _RAISES = 3
 """How often estimates are asked what may be taken back."""
 _CLOSER = 256
 """Jobs that may be played to look closer, one change at a time: so many queues of one job, half as many of two."""
+_EQUALS = 3
+"""So many jobs are tried, one at a time, to give way for one of the same priority that has more to gain."""
 _HOPELESS = 0.01
 """A job that would be late with all but this chance, whatever gives way for it, is waited for no more."""
 _STEPS_OF_EQUALS = 32
@@ -214,15 +216,41 @@ class _Search:
 
     def _look_closer(self, levels: list[int]) -> list[int]:
         """Takes back one lowering at a time, as far as the queue's length leaves time to try."""
-        tries = _CLOSER // max(1, len(levels))
-        moves = self._taken_back(levels) if tries else []
-        while moves and tries:
-            tries -= 1
-            move = moves.pop(0)
-            raised = list(levels)
-            raised[move.place] = move.level
-            if max(self._late(raised)) <= 0:
-                levels = raised
-                if move.level:
-                    moves = sorted([*moves, self._move(move.place, move.level - 1)], reverse=True)
+        tries, failed = _CLOSER // len(levels), set[Move]()
+        while tries > 0:
+            move = next((move for move in self._taken_back(levels) if move not in failed), None)
+            if move is None:
+                return levels
+            failed.add(move)  # unless it comes to be taken back, and is no move to take back any more
+            for raised in self._raised(move, levels):
+                tries -= 1
+                late = self._late(raised)
+                if max(late) <= 0:
+                    gave_way = sum(raised) > sum(levels)
+                    levels = self._raise_many(raised, late) if gave_way else raised
+                    break
+                if tries <= 0:
+                    break
         return levels
+
+    def _raised(self, move: Move, levels: Sequence[int]) -> Iterator[list[int]]:
+        """Ways to take back a lowering: as it is; with lower priorities at the bottom; with less lost by an equal."""
+        order, bottom = self._model.order, self._model.bottom
+        raised = list(levels)
+        raised[move.place] = move.level
+        yield raised
+        lower = [place for place, job in enumerate(order) if job.priority < move.priority]
+        if any(levels[place] < bottom[place] for place in lower):
+            yield [bottom[place] if place in lower else level for place, level in enumerate(raised)]
+        equals = [
+            (self._lost(place, level), place)
+            for place, level in enumerate(levels)
+            if order[place].priority == move.priority and place != move.place and level < bottom[place]
+        ]
+        for lost, place in sorted(equals)[:_EQUALS]:
+            if lost < self._lost(move.place, move.level) - 1e-9:
+                yield [level + (other == place) for other, level in enumerate(raised)]
+
+    def _lost(self, place: int, level: int) -> float:
+        options = self._model.order[place].options
+        return options[level].rung.quality - options[level + 1].rung.quality

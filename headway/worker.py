@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -41,7 +41,7 @@ class LoadedAsset:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a worker is; constant between two starts."""
+    """What a worker is; constant between two starts, but for its assets."""
 
     worker_id: str
     kind: common_pb2.Kind
@@ -109,6 +109,13 @@ class WorkerRuntime:
         """`complete_state` adds what only this kind of worker knows to a state before it is sent."""
         self.service, self.config, self.identity, self.loop = service, config, identity, loop
         self.complete_state = complete_state
+        self.assets_version = 0
+        """Counts the changes of the identity's assets; who watches the worker describes it again when it grows."""
+
+    def replace_assets(self, assets: Sequence[LoadedAsset]) -> None:
+        """From now on these can be asked for; on the event loop."""
+        self.identity = replace(self.identity, assets=tuple(assets))
+        self.assets_version += 1
 
     def budget(self, context: Any) -> Budget:
         """The budget of a call; take it on the handler's first line. Raises `Expired`."""
@@ -205,6 +212,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             version=__version__,
             threads=identity.threads,
             policy=self._runtime.loop.policy.name,
+            assets_version=self._runtime.assets_version,
         )
 
     async def Watch(
@@ -235,6 +243,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             draining=snapshot.draining,
             backlog_ms=max((cost.mean_ms for cost in finish), default=0.0),
             max_batch=setting.max_batch,
+            assets_version=self._runtime.assets_version,
         )
         self._runtime.complete_state(state)
         return state

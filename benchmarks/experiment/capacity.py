@@ -17,6 +17,7 @@ from headway.requests import service_level
 IN_FLIGHT = 16
 WARM_S = 1.0
 WINDOWS = 3
+MOST_WINDOW_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,31 @@ async def _solo_ms(send: Send, client: AsyncHeadway, items: int, rung: str, effo
 
 
 async def _rates(send: Send, client: AsyncHeadway, mix: Mix, rung: str, effort: Effort) -> list[float]:
-    seconds = WARM_S + WINDOWS * effort.window_s
-    ended = await closed_loop(send, client, mix.sizes, rung, in_flight=IN_FLIGHT, seconds=seconds)
-    edges = [WARM_S + number * effort.window_s for number in range(WINDOWS + 1)]
-    return [rate_between(ended, low, high) for low, high in itertools.pairwise(edges)]
+    """Items a second in each of a few windows; they are made longer while a worker answers too seldom for them."""
+    window_s = effort.window_s
+    while True:
+        seconds = WARM_S + WINDOWS * window_s
+        ended = await closed_loop(send, client, mix.sizes, rung, in_flight=IN_FLIGHT, seconds=seconds)
+        edges = [WARM_S + number * window_s for number in range(WINDOWS + 1)]
+        try:
+            return [rate_between(ended, low, high) for low, high in itertools.pairwise(edges)]
+        except TooFewAnswers:
+            if window_s > MOST_WINDOW_S:
+                raise
+            window_s *= 2
+
+
+class TooFewAnswers(RuntimeError):
+    """A window is too short for how seldom the worker answers."""
 
 
 def rate_between(ended: Sequence[tuple[float, int]], low_s: float, high_s: float) -> float:
     """Items a second from the last answer before `low_s` to the last before `high_s`: answers come in batches.
 
-    Raises RuntimeError where those are the same: the window is too short for this worker.
+    Raises TooFewAnswers where those are the same.
     """
     first_s = max((at_s for at_s, _ in ended if at_s < low_s), default=0.0)
     last_s = max((at_s for at_s, _ in ended if at_s < high_s), default=0.0)
     if last_s <= first_s:
-        raise RuntimeError(f"no answer between {low_s:g} and {high_s:g} s: measure longer")
+        raise TooFewAnswers(f"no answer between {low_s:g} and {high_s:g} s: measure longer")
     return sum(items for at_s, items in ended if first_s < at_s <= last_s) / (last_s - first_s)

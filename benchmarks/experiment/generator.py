@@ -23,6 +23,7 @@ The deadline to set on the call is the arrival's. Raises the HeadwayError that e
 
 LEAD_S = 0.3
 GENEROUS_MS = 25_000.0
+PAUSE_S = 0.2
 
 
 async def open_loop(send: Send, client: AsyncHeadway, arrivals: Sequence[Arrival]) -> list[Record]:
@@ -43,7 +44,7 @@ async def closed_loop(
 ) -> list[tuple[float, int]]:
     """Keeps so many requests for one rung in flight. Returns (seconds from the start, items) of every answer.
 
-    Raises RuntimeError when a request is not answered at that rung: then it is no measure of the rung.
+    A request that is refused is asked again after a pause. Raises RuntimeError when one is answered at another rung.
     """
     start_s, numbers, found = time.perf_counter(), itertools.count(), list[tuple[float, int]]()
 
@@ -52,8 +53,11 @@ async def closed_loop(
             number = next(numbers)
             arrival = unhurried(number, sizes[number % len(sizes)])
             record = await ask(send, client, arrival, service_level(exact=rung))
+            if not record.answered:
+                await asyncio.sleep(PAUSE_S)
+                continue
             if record.rung != rung:
-                raise RuntimeError(f"a request for rung {rung} was answered {record.error or record.rung}")
+                raise RuntimeError(f"a request for rung {rung} was answered at {record.rung}")
             found.append((time.perf_counter() - start_s, arrival.items))
 
     async with asyncio.TaskGroup() as group:

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.experiment.arrivals import LOADS, Arrival, Mix, Profile, arrivals, bursty, spike, steady, times
+from benchmarks.experiment.arrivals import LOADS, SPIKE, Arrival, Mix, Profile, arrivals, bursty, spike, steady, times
 from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
-from benchmarks.experiment.generator import Send, open_loop
+from benchmarks.experiment.generator import Send, closed_loop, open_loop
 from benchmarks.experiment.records import Record
 from benchmarks.experiment.summary import summarise
 from benchmarks.experiment.worker import Cores, RunningWorker, running, split_cores
@@ -20,15 +20,22 @@ from headway.client import AsyncHeadway
 
 console = Console(width=120)
 BURSTY_LOAD = 0.9
+MOST_LATE_MS = 10.0
+WARM_S = 2.0
+"""A worker learns how quick its host is now before anything is counted."""
+SPIKE_PRIORITIES = (("high", 0.2), ("normal", 0.6), ("low", 0.2))
+"""In the spike somebody has to give way; steady and bursty runs send what the subject's mix says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A policy under test: flags of the worker, and the share of the requests that it is sent."""
+    """A policy under test: flags of the worker, and the share of the steady cells' requests that it is sent."""
 
     name: str
     flags: tuple[str, ...] = ()
     share: float = 1.0
+    shapes: bool = True
+    """Whether it is sent the spike and the bursty run too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +122,20 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
                 AsyncHeadway(worker.address) as client,
             ):
                 golden[contender.name] = await subject.golden(client)
-                for shape, load, sent in sends:
+                await closed_loop(
+                    subject.send, client, subject.mix.sizes, worker.rungs[-1][0], in_flight=4, seconds=WARM_S
+                )
+                for shape, load, sent in sends if contender.shapes else [each for each in sends if each[0] == "steady"]:
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
                     cells.append(_beside_bound(cell, capacity, bounds))
                     _say(cells[-1])
     if len(set(golden.values())) != 1:
         raise SystemExit("the contenders do not give the same bytes for the same request: nothing is reported")
-    return Results(capacity, tuple(cells), {**described, **_about(subject, plan, cores, capacity)})
+    results = Results(capacity, tuple(cells), {**described, **_about(subject, plan, cores, capacity)})
+    results.about["generator_late"] = late_cells(results)
+    for line in results.about["generator_late"]:
+        console.print(f"[red]not an open loop, the generator was late: {line}")
+    return results
 
 
 async def _capacity(
@@ -139,16 +153,17 @@ async def _capacity(
 def _sends(mix: Mix, capacity: Capacity, plan: Plan) -> list[tuple[str, float, list[Arrival]]]:
     """(shape, load, arrivals) of every cell; the same for all contenders."""
     rate_per_s, draw = capacity.requests_per_s(mix), random.Random(plan.seed)
-    profiles: list[tuple[str, float, Profile]] = [
-        ("steady", load, steady(load, min(plan.most_cell_s, plan.requests / (rate_per_s * load))))
+    mixed = replace(mix, priorities=SPIKE_PRIORITIES)
+    shapes: list[tuple[str, float, Profile, Mix]] = [
+        ("steady", load, steady(load, min(plan.most_cell_s, plan.requests / (rate_per_s * load))), mix)
         for load in plan.loads
     ]
-    profiles.append(("spike", 0.0, spike(plan.shape_s)))
-    profiles.append(("bursty", BURSTY_LOAD, bursty(BURSTY_LOAD, plan.shape_s, draw)))
+    if plan.shape_s > 0:
+        shapes.append(("spike", SPIKE, spike(plan.shape_s), mixed))
+        shapes.append(("bursty", BURSTY_LOAD, bursty(BURSTY_LOAD, plan.shape_s, draw), mix))
     return [
-        (shape, load, arrivals(times(profile, rate_per_s, draw), mix, capacity.solo_ms, draw))
-        for shape, load, profile in profiles
-        if sum(length_s for length_s, _ in profile) > 0
+        (shape, load, arrivals(times(profile, rate_per_s, draw), asked, capacity.solo_ms, draw))
+        for shape, load, profile, asked in shapes
     ]
 
 
@@ -211,6 +226,15 @@ def _say(cell: Cell) -> None:
         f"in time {_share(kept)}, quality {_share(figures['served_quality'])}, "
         f"goodput/bound {_share(figures['goodput_over_bound'])}, p95/deadline {_share(p95)}"
     )
+
+
+def late_cells(results: Results) -> list[str]:
+    """Cells in which the generator sent requests too late to call it an open loop: the machine was not quiet."""
+    return [
+        f"{cell.contender} {cell.shape} {cell.load:g}: p99 {cell.figures['sent_late_ms']['p99']:.0f} ms"
+        for cell in results.cells
+        if (cell.figures["sent_late_ms"]["p99"] or 0.0) > MOST_LATE_MS
+    ]
 
 
 def _share(value: float | None) -> str:

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from headway import __version__
 from headway.cli import calls, options, show
+from headway.cli.camera_path import read_camera_path
+from headway.cli.path_calls import VIDEO_SUFFIX, save_path
 from headway.cli.readiness import is_ready
 from headway.cli.run_folder import RunFolderError, default_run_folder
 from headway.cli.scene import app as scene_app
@@ -23,7 +25,7 @@ from headway.client import DEFAULT_ADDRESS
 from headway.config import check_address
 from headway.errors import HeadwayError
 from headway.local_redis import RedisError
-from headway.requests import images_request, look_at, render_request, service_level, text_request
+from headway.requests import images_request, look_at, path_request, render_request, service_level, text_request
 from headway.v1 import router_pb2
 
 app = typer.Typer(
@@ -219,11 +221,28 @@ def image(
 @app.command()
 def render(
     scene: Annotated[str, typer.Argument(help="Name or hash of a scene.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Ends in .png, .jpg or .webp.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="Ends in .png, .jpg or .webp; with --path in .mp4, or a folder for frames.",
+        ),
+    ],
     width: Annotated[int, typer.Option(min=1, max=4096)] = 512,
     height: Annotated[int, typer.Option(min=1, max=4096)] = 512,
     position: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Camera. [default: the scene's own]")] = None,
     target: Annotated[str, typer.Option(metavar="X,Y,Z", help="What the camera at --position looks at.")] = "0,0,0",
+    path: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="JSON file of key cameras.")
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=240, help="With --path: the video's rate. [default: the file's]"),
+    ] = None,
+    format: Annotated[str, typer.Option(help="With --path into a folder: png, jpeg or webp.")] = "png",
     deadline: options.Deadline = 10.0,
     priority: options.Priority = "normal",
     at_least: options.AtLeast = None,
@@ -234,13 +253,22 @@ def render(
     key: options.Key = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Render one frame of SCENE into a file."""
-    pixel_format = calls.format_of(output)
+    """Render one frame of SCENE into a file, or with --path a video or a folder of frames."""
+    is_video = path is not None and output.suffix.lower() == VIDEO_SUFFIX
+    pixel_format = calls.format_of(output if path is None else Path(f"x.{format}"))
     camera = None if position is None else look_at(_vector(position), _vector(target))
     with _readable(address), options.Server(address, ca, cert, key, api_key).connect() as mesh:
         level = service_level(priority=priority, at_least=at_least, exact=exact)
+        if path is not None:
+            keys = read_camera_path(path)
+            along = path_request(
+                scene, keys.cameras, frames_between=keys.frames_between, level=level, width=width, height=height,
+                video_frames_per_second=fps or keys.frames_per_second, format=pixel_format, video=is_video,
+            )  # fmt: skip
+            return save_path(mesh, along, deadline, output, f".{format}", notes)
         request = render_request(scene, width=width, height=height, camera=camera, format=pixel_format, level=level)
         calls.save_frame(mesh, request, deadline, output, notes)
+    return None
 
 
 @app.command()

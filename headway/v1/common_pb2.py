@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/common.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\"\x0c\n\nBestEffort\"a\n\x0cQualityFloor\x12\r\n\x03nfe\x18\x01 \x01(\rH\x00\x12\x11\n\x07psnr_db\x18\x02 \x01(\x01H\x00\x12\x10\n\x06tokens\x18\x03 \x01(\rH\x00\x12\x14\n\nnormalised\x18\x04 \x01(\x01H\x00\x42\x07\n\x05\x66loor\"\xc6\x02\n\x0cServiceLevel\x12&\n\x08priority\x18\x01 \x01(\x0e\x32\x14.headway.v1.Priority\x12-\n\x0b\x62\x65st_effort\x18\x02 \x01(\x0b\x32\x16.headway.v1.BestEffortH\x00\x12,\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x18.headway.v1.QualityFloorH\x00\x12\x0f\n\x05\x65xact\x18\x04 \x01(\tH\x00\x12)\n\x06target\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12\x66irst_token_target\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10per_token_target\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07quality\"\xa8\x01\n\x04Rung\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\r\n\x03nfe\x18\x03 \x01(\rH\x00\x12\x11\n\x07psnr_db\x18\x04 \x01(\x01H\x00\x12\x15\n\x0btoken_share\x18\x05 \x01(\x01H\x00\x12\x16\n\x0egaussian_share\x18\x06 \x01(\x01\x12\x18\n\x10resolution_scale\x18\x07 \x01(\x01\x12\x0b\n\x03\x64\x66\x64\x18\x08 \x01(\x01\x42\x08\n\x06\x66igure\")\n\x06Ladder\x12\x1f\n\x05rungs\x18\x01 \x03(\x0b\x32\x10.headway.v1.Rung\"\xb7\x01\n\x04Plan\x12\x1e\n\x04rung\x18\x01 \x01(\x0b\x32\x10.headway.v1.Rung\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.headway.v1.RungReason\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x11\n\tbudget_ms\x18\x04 \x01(\x01\x12\x18\n\x10predicted_p50_ms\x18\x05 \x01(\x01\x12\x18\n\x10predicted_p99_ms\x18\x06 \x01(\x01\x12\x11\n\tworker_id\x18\x07 \x01(\t\"C\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x11\n\tactual_ms\x18\x03 \x01(\x01\"\xac\x02\n\x06Served\x12\x1e\n\x04rung\x18\x01 \x01(\x0b\x32\x10.headway.v1.Rung\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.headway.v1.RungReason\x12\x15\n\rsteps_planned\x18\x04 \x01(\r\x12\x16\n\x0esteps_executed\x18\x05 \x01(\r\x12%\n\x06stages\x18\x06 \x03(\x0b\x32\x15.headway.v1.StageTime\x12\x11\n\tbudget_ms\x18\x07 \x01(\x01\x12\x10\n\x08slack_ms\x18\x08 \x01(\x01\x12\x11\n\tworker_id\x18\t \x01(\t\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x12\n\nasset_hash\x18\x0c \x01(\t*K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_TEXT\x10\x01\x12\x0e\n\nKIND_IMAGE\x10\x02\x12\x0e\n\nKIND_SPLAT\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xe1\x01\n\nRungReason\x12\x1b\n\x17RUNG_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14RUNG_REASON_BEST_FIT\x10\x01\x12\x1e\n\x1aRUNG_REASON_QUEUE_PRESSURE\x10\x02\x12\x1e\n\x1aRUNG_REASON_REPLANNED_LATE\x10\x03\x12\x15\n\x11RUNG_REASON_FLOOR\x10\x04\x12\x15\n\x11RUNG_REASON_EXACT\x10\x05\x12\x16\n\x12RUNG_REASON_CACHED\x10\x06\x12\x16\n\x12RUNG_REASON_POLICY\x10\x07*\x9f\x01\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10PIXEL_FORMAT_PNG\x10\x01\x12\x15\n\x11PIXEL_FORMAT_JPEG\x10\x02\x12\x15\n\x11PIXEL_FORMAT_WEBP\x10\x03\x12\x14\n\x10PIXEL_FORMAT_RAW\x10\x04\x12\x18\n\x14PIXEL_FORMAT_FLOAT32\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/common.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\"\x0c\n\nBestEffort\"a\n\x0cQualityFloor\x12\r\n\x03nfe\x18\x01 \x01(\rH\x00\x12\x11\n\x07psnr_db\x18\x02 \x01(\x01H\x00\x12\x10\n\x06tokens\x18\x03 \x01(\rH\x00\x12\x14\n\nnormalised\x18\x04 \x01(\x01H\x00\x42\x07\n\x05\x66loor\"\xc6\x02\n\x0cServiceLevel\x12&\n\x08priority\x18\x01 \x01(\x0e\x32\x14.headway.v1.Priority\x12-\n\x0b\x62\x65st_effort\x18\x02 \x01(\x0b\x32\x16.headway.v1.BestEffortH\x00\x12,\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x18.headway.v1.QualityFloorH\x00\x12\x0f\n\x05\x65xact\x18\x04 \x01(\tH\x00\x12)\n\x06target\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12\x66irst_token_target\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10per_token_target\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07quality\"\xc4\x01\n\x04Rung\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\r\n\x03nfe\x18\x03 \x01(\rH\x00\x12\x11\n\x07psnr_db\x18\x04 \x01(\x01H\x00\x12\x15\n\x0btoken_share\x18\x05 \x01(\x01H\x00\x12\x16\n\x0egaussian_share\x18\x06 \x01(\x01\x12\x18\n\x10resolution_scale\x18\x07 \x01(\x01\x12\x0b\n\x03\x64\x66\x64\x18\x08 \x01(\x01\x12\x11\n\x04ssim\x18\t \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06\x66igureB\x07\n\x05_ssim\")\n\x06Ladder\x12\x1f\n\x05rungs\x18\x01 \x03(\x0b\x32\x10.headway.v1.Rung\"\xb7\x01\n\x04Plan\x12\x1e\n\x04rung\x18\x01 \x01(\x0b\x32\x10.headway.v1.Rung\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.headway.v1.RungReason\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x11\n\tbudget_ms\x18\x04 \x01(\x01\x12\x18\n\x10predicted_p50_ms\x18\x05 \x01(\x01\x12\x18\n\x10predicted_p99_ms\x18\x06 \x01(\x01\x12\x11\n\tworker_id\x18\x07 \x01(\t\"C\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x11\n\tactual_ms\x18\x03 \x01(\x01\"\xac\x02\n\x06Served\x12\x1e\n\x04rung\x18\x01 \x01(\x0b\x32\x10.headway.v1.Rung\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.headway.v1.RungReason\x12\x15\n\rsteps_planned\x18\x04 \x01(\r\x12\x16\n\x0esteps_executed\x18\x05 \x01(\r\x12%\n\x06stages\x18\x06 \x03(\x0b\x32\x15.headway.v1.StageTime\x12\x11\n\tbudget_ms\x18\x07 \x01(\x01\x12\x10\n\x08slack_ms\x18\x08 \x01(\x01\x12\x11\n\tworker_id\x18\t \x01(\t\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x12\n\nasset_hash\x18\x0c \x01(\t*K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_TEXT\x10\x01\x12\x0e\n\nKIND_IMAGE\x10\x02\x12\x0e\n\nKIND_SPLAT\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xe1\x01\n\nRungReason\x12\x1b\n\x17RUNG_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14RUNG_REASON_BEST_FIT\x10\x01\x12\x1e\n\x1aRUNG_REASON_QUEUE_PRESSURE\x10\x02\x12\x1e\n\x1aRUNG_REASON_REPLANNED_LATE\x10\x03\x12\x15\n\x11RUNG_REASON_FLOOR\x10\x04\x12\x15\n\x11RUNG_REASON_EXACT\x10\x05\x12\x16\n\x12RUNG_REASON_CACHED\x10\x06\x12\x16\n\x12RUNG_REASON_POLICY\x10\x07*\x9f\x01\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10PIXEL_FORMAT_PNG\x10\x01\x12\x15\n\x11PIXEL_FORMAT_JPEG\x10\x02\x12\x15\n\x11PIXEL_FORMAT_WEBP\x10\x03\x12\x14\n\x10PIXEL_FORMAT_RAW\x10\x04\x12\x18\n\x14PIXEL_FORMAT_FLOAT32\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=1285
-  _globals['_KIND']._serialized_end=1360
-  _globals['_PRIORITY']._serialized_start=1362
-  _globals['_PRIORITY']._serialized_end=1456
-  _globals['_RUNGREASON']._serialized_start=1459
-  _globals['_RUNGREASON']._serialized_end=1684
-  _globals['_PIXELFORMAT']._serialized_start=1687
-  _globals['_PIXELFORMAT']._serialized_end=1846
+  _globals['_KIND']._serialized_start=1313
+  _globals['_KIND']._serialized_end=1388
+  _globals['_PRIORITY']._serialized_start=1390
+  _globals['_PRIORITY']._serialized_end=1484
+  _globals['_RUNGREASON']._serialized_start=1487
+  _globals['_RUNGREASON']._serialized_end=1712
+  _globals['_PIXELFORMAT']._serialized_start=1715
+  _globals['_PIXELFORMAT']._serialized_end=1874
   _globals['_BESTEFFORT']._serialized_start=71
   _globals['_BESTEFFORT']._serialized_end=83
   _globals['_QUALITYFLOOR']._serialized_start=85
@@ -47,13 +47,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICELEVEL']._serialized_start=185
   _globals['_SERVICELEVEL']._serialized_end=511
   _globals['_RUNG']._serialized_start=514
-  _globals['_RUNG']._serialized_end=682
-  _globals['_LADDER']._serialized_start=684
-  _globals['_LADDER']._serialized_end=725
-  _globals['_PLAN']._serialized_start=728
-  _globals['_PLAN']._serialized_end=911
-  _globals['_STAGETIME']._serialized_start=913
-  _globals['_STAGETIME']._serialized_end=980
-  _globals['_SERVED']._serialized_start=983
-  _globals['_SERVED']._serialized_end=1283
+  _globals['_RUNG']._serialized_end=710
+  _globals['_LADDER']._serialized_start=712
+  _globals['_LADDER']._serialized_end=753
+  _globals['_PLAN']._serialized_start=756
+  _globals['_PLAN']._serialized_end=939
+  _globals['_STAGETIME']._serialized_start=941
+  _globals['_STAGETIME']._serialized_end=1008
+  _globals['_SERVED']._serialized_start=1011
+  _globals['_SERVED']._serialized_end=1311
 # @@protoc_insertion_point(module_scope)

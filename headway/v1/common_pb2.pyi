@@ -101,7 +101,7 @@ class ServiceLevel(_message.Message):
     def __init__(self, priority: _Optional[_Union[Priority, str]] = ..., best_effort: _Optional[_Union[BestEffort, _Mapping]] = ..., at_least: _Optional[_Union[QualityFloor, _Mapping]] = ..., exact: _Optional[str] = ..., target: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token_target: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., per_token_target: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Rung(_message.Message):
-    __slots__ = ("label", "quality", "nfe", "psnr_db", "token_share", "gaussian_share", "resolution_scale", "dfd")
+    __slots__ = ("label", "quality", "nfe", "psnr_db", "token_share", "gaussian_share", "resolution_scale", "dfd", "ssim")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     NFE_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class Rung(_message.Message):
     GAUSSIAN_SHARE_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_SCALE_FIELD_NUMBER: _ClassVar[int]
     DFD_FIELD_NUMBER: _ClassVar[int]
+    SSIM_FIELD_NUMBER: _ClassVar[int]
     label: str
     quality: float
     nfe: int
@@ -118,7 +119,8 @@ class Rung(_message.Message):
     gaussian_share: float
     resolution_scale: float
     dfd: float
-    def __init__(self, label: _Optional[str] = ..., quality: _Optional[float] = ..., nfe: _Optional[int] = ..., psnr_db: _Optional[float] = ..., token_share: _Optional[float] = ..., gaussian_share: _Optional[float] = ..., resolution_scale: _Optional[float] = ..., dfd: _Optional[float] = ...) -> None: ...
+    ssim: float
+    def __init__(self, label: _Optional[str] = ..., quality: _Optional[float] = ..., nfe: _Optional[int] = ..., psnr_db: _Optional[float] = ..., token_share: _Optional[float] = ..., gaussian_share: _Optional[float] = ..., resolution_scale: _Optional[float] = ..., dfd: _Optional[float] = ..., ssim: _Optional[float] = ...) -> None: ...
 
 class Ladder(_message.Message):
     __slots__ = ("rungs",)

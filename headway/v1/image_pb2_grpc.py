@@ -52,7 +52,7 @@ class ImageGenerationServicer:
     """
 
     def Generate(self, request, context):
-        """Streams the plan, then images as they finish, then the summary.
+        """Streams the plan, then previews where they are wanted, images as they finish, then the summary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,15 +27,17 @@ from headway.v1 import common_pb2 as headway_dot_v1_dot_common__pb2
 from headway.v1 import errors_pb2 as headway_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16headway/v1/splat.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\x1a\x17headway/v1/errors.proto\"*\n\x07Vector3\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\x12\t\n\x01z\x18\x03 \x01(\x01\"*\n\x0cMatrixCamera\x12\x0f\n\x07viewmat\x18\x01 \x03(\x01\x12\t\n\x01k\x18\x02 \x03(\x01\"\x96\x01\n\x0cLookAtCamera\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.headway.v1.Vector3\x12#\n\x06target\x18\x02 \x01(\x0b\x32\x13.headway.v1.Vector3\x12\x1f\n\x02up\x18\x03 \x01(\x0b\x32\x13.headway.v1.Vector3\x12\x19\n\x11\x66ield_of_view_deg\x18\x04 \x01(\x01\"k\n\x06\x43\x61mera\x12,\n\x08matrices\x18\x01 \x01(\x0b\x32\x18.headway.v1.MatrixCameraH\x00\x12+\n\x07look_at\x18\x02 \x01(\x0b\x32\x18.headway.v1.LookAtCameraH\x00\x42\x06\n\x04pose\"1\n\x05\x43olor\x12\x0b\n\x03red\x18\x01 \x01(\x01\x12\r\n\x05green\x18\x02 \x01(\x01\x12\x0c\n\x04\x62lue\x18\x03 \x01(\x01\"\xd7\x01\n\x0c\x46rameOptions\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.headway.v1.PixelFormat\x12\x1d\n\x10\x65ncoding_quality\x18\x04 \x01(\rH\x00\x88\x01\x01\x12%\n\nbackground\x18\x05 \x01(\x0b\x32\x11.headway.v1.Color\x12\x16\n\tsh_degree\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x13\n\x11_encoding_qualityB\x0c\n\n_sh_degree\"\x9e\x01\n\rRenderRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12\"\n\x06\x63\x61mera\x18\x02 \x01(\x0b\x32\x12.headway.v1.Camera\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.headway.v1.FrameOptions\x12/\n\rservice_level\x18\x04 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\"\xa1\x01\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.headway.v1.PixelFormat\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x16\n\x0erendered_width\x18\x05 \x01(\r\x12\x17\n\x0frendered_height\x18\x06 \x01(\r\x12\x11\n\tgaussians\x18\x07 \x01(\x04\"v\n\x0eRenderResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.Plan\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\"\xae\x02\n\x11RenderPathRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12#\n\x07\x63\x61meras\x18\x02 \x03(\x0b\x32\x12.headway.v1.Camera\x12\x16\n\x0e\x66rames_between\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_second\x18\x04 \x01(\x01\x12)\n\x07options\x18\x05 \x01(\x0b\x32\x18.headway.v1.FrameOptions\x12/\n\rservice_level\x18\x06 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12.\n\x0bstart_delay\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05video\x18\x08 \x01(\x0e\x32\x17.headway.v1.VideoFormat\"\x8a\x01\n\tPathFrame\x12\r\n\x05index\x18\x01 \x01(\r\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\x12(\n\x07skipped\x18\x04 \x01(\x0e\x32\x17.headway.v1.ErrorReason\"\x9d\x01\n\x12RenderPathResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.headway.v1.PathFrameH\x00\x12$\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.ServedH\x00\x12\x0f\n\x05video\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04part\"g\n\x10ProgressiveFrame\x12\r\n\x05index\x18\x01 \x01(\r\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\"\x9a\x01\n\x19RenderProgressiveResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12-\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1c.headway.v1.ProgressiveFrameH\x00\x12$\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.ServedH\x00\x42\x06\n\x04part\"\x13\n\x11ListScenesRequest\"\xc6\x01\n\x05Scene\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x11\n\tgaussians\x18\x03 \x01(\x04\x12\x11\n\tsh_degree\x18\x04 \x01(\r\x12\x30\n\x0e\x64\x65\x66\x61ult_camera\x18\x05 \x01(\x0b\x32\x18.headway.v1.LookAtCamera\x12\"\n\x06ladder\x18\x06 \x01(\x0b\x32\x12.headway.v1.Ladder\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x04\"7\n\x12ListScenesResponse\x12!\n\x06scenes\x18\x01 \x03(\x0b\x32\x11.headway.v1.Scene\".\n\x10LoadSceneRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\x82\x01\n\x11LoadSceneResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\r\n\x05stage\x18\x02 \x01(\t\x12 \n\x05scene\x18\x03 \x01(\x0b\x32\x11.headway.v1.Scene\x12*\n\x07\x65lapsed\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x12UnloadSceneRequest\x12\r\n\x05scene\x18\x01 \x01(\t\"\x15\n\x13UnloadSceneResponse*F\n\x0bVideoFormat\x12\x1c\n\x18VIDEO_FORMAT_UNSPECIFIED\x10\x00\x12\x19\n\x15VIDEO_FORMAT_H264_MP4\x10\x01\x32\xe2\x03\n\x0eSplatRendering\x12?\n\x06Render\x12\x19.headway.v1.RenderRequest\x1a\x1a.headway.v1.RenderResponse\x12W\n\x11RenderProgressive\x12\x19.headway.v1.RenderRequest\x1a%.headway.v1.RenderProgressiveResponse0\x01\x12M\n\nRenderPath\x12\x1d.headway.v1.RenderPathRequest\x1a\x1e.headway.v1.RenderPathResponse0\x01\x12K\n\nListScenes\x12\x1d.headway.v1.ListScenesRequest\x1a\x1e.headway.v1.ListScenesResponse\x12J\n\tLoadScene\x12\x1c.headway.v1.LoadSceneRequest\x1a\x1d.headway.v1.LoadSceneResponse0\x01\x12N\n\x0bUnloadScene\x12\x1e.headway.v1.UnloadSceneRequest\x1a\x1f.headway.v1.UnloadSceneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16headway/v1/splat.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\x1a\x17headway/v1/errors.proto\"*\n\x07Vector3\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\x12\t\n\x01z\x18\x03 \x01(\x01\"*\n\x0cMatrixCamera\x12\x0f\n\x07viewmat\x18\x01 \x03(\x01\x12\t\n\x01k\x18\x02 \x03(\x01\"\x96\x01\n\x0cLookAtCamera\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.headway.v1.Vector3\x12#\n\x06target\x18\x02 \x01(\x0b\x32\x13.headway.v1.Vector3\x12\x1f\n\x02up\x18\x03 \x01(\x0b\x32\x13.headway.v1.Vector3\x12\x19\n\x11\x66ield_of_view_deg\x18\x04 \x01(\x01\"k\n\x06\x43\x61mera\x12,\n\x08matrices\x18\x01 \x01(\x0b\x32\x18.headway.v1.MatrixCameraH\x00\x12+\n\x07look_at\x18\x02 \x01(\x0b\x32\x18.headway.v1.LookAtCameraH\x00\x42\x06\n\x04pose\"1\n\x05\x43olor\x12\x0b\n\x03red\x18\x01 \x01(\x01\x12\r\n\x05green\x18\x02 \x01(\x01\x12\x0c\n\x04\x62lue\x18\x03 \x01(\x01\"\xb8\x02\n\x0c\x46rameOptions\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.headway.v1.PixelFormat\x12\x1d\n\x10\x65ncoding_quality\x18\x04 \x01(\rH\x00\x88\x01\x01\x12%\n\nbackground\x18\x05 \x01(\x0b\x32\x11.headway.v1.Color\x12\x16\n\tsh_degree\x18\x06 \x01(\rH\x01\x88\x01\x01\x12*\n\x08\x63hannels\x18\x07 \x03(\x0e\x32\x18.headway.v1.FrameChannel\x12\x13\n\x0b\x61ntialiased\x18\x08 \x01(\x08\x12\x1e\n\x04\x63rop\x18\t \x01(\x0b\x32\x10.headway.v1.CropB\x13\n\x11_encoding_qualityB\x0c\n\n_sh_degree\"@\n\x04\x43rop\x12\x0c\n\x04left\x18\x01 \x01(\r\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"\x9e\x01\n\rRenderRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12\"\n\x06\x63\x61mera\x18\x02 \x01(\x0b\x32\x12.headway.v1.Camera\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.headway.v1.FrameOptions\x12/\n\rservice_level\x18\x04 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\"\xa1\x01\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.headway.v1.PixelFormat\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x16\n\x0erendered_width\x18\x05 \x01(\r\x12\x17\n\x0frendered_height\x18\x06 \x01(\r\x12\x11\n\tgaussians\x18\x07 \x01(\x04\"v\n\x0eRenderResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.Plan\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\"\xe4\x02\n\x11RenderPathRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12#\n\x07\x63\x61meras\x18\x02 \x03(\x0b\x32\x12.headway.v1.Camera\x12\x16\n\x0e\x66rames_between\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_second\x18\x04 \x01(\x01\x12)\n\x07options\x18\x05 \x01(\x0b\x32\x18.headway.v1.FrameOptions\x12/\n\rservice_level\x18\x06 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12.\n\x0bstart_delay\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05video\x18\x08 \x01(\x0e\x32\x17.headway.v1.VideoFormat\x12\x13\n\x0b\x66irst_frame\x18\t \x01(\r\x12\x1f\n\x17video_frames_per_second\x18\n \x01(\x01\"\x8a\x01\n\tPathFrame\x12\r\n\x05index\x18\x01 \x01(\r\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\x12(\n\x07skipped\x18\x04 \x01(\x0e\x32\x17.headway.v1.ErrorReason\"\x9d\x01\n\x12RenderPathResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.headway.v1.PathFrameH\x00\x12$\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.ServedH\x00\x12\x0f\n\x05video\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04part\"g\n\x10ProgressiveFrame\x12\r\n\x05index\x18\x01 \x01(\r\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.headway.v1.Frame\x12\"\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.Served\"\x9a\x01\n\x19RenderProgressiveResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x10.headway.v1.PlanH\x00\x12-\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1c.headway.v1.ProgressiveFrameH\x00\x12$\n\x06served\x18\x03 \x01(\x0b\x32\x12.headway.v1.ServedH\x00\x42\x06\n\x04part\"\x13\n\x11ListScenesRequest\"\xe7\x01\n\x05Scene\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x11\n\tgaussians\x18\x03 \x01(\x04\x12\x11\n\tsh_degree\x18\x04 \x01(\r\x12\x30\n\x0e\x64\x65\x66\x61ult_camera\x18\x05 \x01(\x0b\x32\x18.headway.v1.LookAtCamera\x12\"\n\x06ladder\x18\x06 \x01(\x0b\x32\x12.headway.v1.Ladder\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0f\n\x07\x65victed\x18\n \x01(\x08\"7\n\x12ListScenesResponse\x12!\n\x06scenes\x18\x01 \x03(\x0b\x32\x11.headway.v1.Scene\".\n\x10LoadSceneRequest\x12\r\n\x05scene\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\x82\x01\n\x11LoadSceneResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\r\n\x05stage\x18\x02 \x01(\t\x12 \n\x05scene\x18\x03 \x01(\x0b\x32\x11.headway.v1.Scene\x12*\n\x07\x65lapsed\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x12UnloadSceneRequest\x12\r\n\x05scene\x18\x01 \x01(\t\"\x15\n\x13UnloadSceneResponse*\x9a\x01\n\x0c\x46rameChannel\x12\x1d\n\x19\x46RAME_CHANNEL_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46RAME_CHANNEL_COLOR\x10\x01\x12\x17\n\x13\x46RAME_CHANNEL_ALPHA\x10\x02\x12\x17\n\x13\x46RAME_CHANNEL_DEPTH\x10\x03\x12 \n\x1c\x46RAME_CHANNEL_EXPECTED_DEPTH\x10\x04*F\n\x0bVideoFormat\x12\x1c\n\x18VIDEO_FORMAT_UNSPECIFIED\x10\x00\x12\x19\n\x15VIDEO_FORMAT_H264_MP4\x10\x01\x32\xe2\x03\n\x0eSplatRendering\x12?\n\x06Render\x12\x19.headway.v1.RenderRequest\x1a\x1a.headway.v1.RenderResponse\x12W\n\x11RenderProgressive\x12\x19.headway.v1.RenderRequest\x1a%.headway.v1.RenderProgressiveResponse0\x01\x12M\n\nRenderPath\x12\x1d.headway.v1.RenderPathRequest\x1a\x1e.headway.v1.RenderPathResponse0\x01\x12K\n\nListScenes\x12\x1d.headway.v1.ListScenesRequest\x1a\x1e.headway.v1.ListScenesResponse\x12J\n\tLoadScene\x12\x1c.headway.v1.LoadSceneRequest\x1a\x1d.headway.v1.LoadSceneResponse0\x01\x12N\n\x0bUnloadScene\x12\x1e.headway.v1.UnloadSceneRequest\x1a\x1f.headway.v1.UnloadSceneResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.splat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VIDEOFORMAT']._serialized_start=2572
-  _globals['_VIDEOFORMAT']._serialized_end=2642
+  _globals['_FRAMECHANNEL']._serialized_start=2823
+  _globals['_FRAMECHANNEL']._serialized_end=2977
+  _globals['_VIDEOFORMAT']._serialized_start=2979
+  _globals['_VIDEOFORMAT']._serialized_end=3049
   _globals['_VECTOR3']._serialized_start=120
   _globals['_VECTOR3']._serialized_end=162
   _globals['_MATRIXCAMERA']._serialized_start=164
@@ -47,37 +49,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLOR']._serialized_start=470
   _globals['_COLOR']._serialized_end=519
   _globals['_FRAMEOPTIONS']._serialized_start=522
-  _globals['_FRAMEOPTIONS']._serialized_end=737
-  _globals['_RENDERREQUEST']._serialized_start=740
-  _globals['_RENDERREQUEST']._serialized_end=898
-  _globals['_FRAME']._serialized_start=901
-  _globals['_FRAME']._serialized_end=1062
-  _globals['_RENDERRESPONSE']._serialized_start=1064
-  _globals['_RENDERRESPONSE']._serialized_end=1182
-  _globals['_RENDERPATHREQUEST']._serialized_start=1185
-  _globals['_RENDERPATHREQUEST']._serialized_end=1487
-  _globals['_PATHFRAME']._serialized_start=1490
-  _globals['_PATHFRAME']._serialized_end=1628
-  _globals['_RENDERPATHRESPONSE']._serialized_start=1631
-  _globals['_RENDERPATHRESPONSE']._serialized_end=1788
-  _globals['_PROGRESSIVEFRAME']._serialized_start=1790
-  _globals['_PROGRESSIVEFRAME']._serialized_end=1893
-  _globals['_RENDERPROGRESSIVERESPONSE']._serialized_start=1896
-  _globals['_RENDERPROGRESSIVERESPONSE']._serialized_end=2050
-  _globals['_LISTSCENESREQUEST']._serialized_start=2052
-  _globals['_LISTSCENESREQUEST']._serialized_end=2071
-  _globals['_SCENE']._serialized_start=2074
-  _globals['_SCENE']._serialized_end=2272
-  _globals['_LISTSCENESRESPONSE']._serialized_start=2274
-  _globals['_LISTSCENESRESPONSE']._serialized_end=2329
-  _globals['_LOADSCENEREQUEST']._serialized_start=2331
-  _globals['_LOADSCENEREQUEST']._serialized_end=2377
-  _globals['_LOADSCENERESPONSE']._serialized_start=2380
-  _globals['_LOADSCENERESPONSE']._serialized_end=2510
-  _globals['_UNLOADSCENEREQUEST']._serialized_start=2512
-  _globals['_UNLOADSCENEREQUEST']._serialized_end=2547
-  _globals['_UNLOADSCENERESPONSE']._serialized_start=2549
-  _globals['_UNLOADSCENERESPONSE']._serialized_end=2570
-  _globals['_SPLATRENDERING']._serialized_start=2645
-  _globals['_SPLATRENDERING']._serialized_end=3127
+  _globals['_FRAMEOPTIONS']._serialized_end=834
+  _globals['_CROP']._serialized_start=836
+  _globals['_CROP']._serialized_end=900
+  _globals['_RENDERREQUEST']._serialized_start=903
+  _globals['_RENDERREQUEST']._serialized_end=1061
+  _globals['_FRAME']._serialized_start=1064
+  _globals['_FRAME']._serialized_end=1225
+  _globals['_RENDERRESPONSE']._serialized_start=1227
+  _globals['_RENDERRESPONSE']._serialized_end=1345
+  _globals['_RENDERPATHREQUEST']._serialized_start=1348
+  _globals['_RENDERPATHREQUEST']._serialized_end=1704
+  _globals['_PATHFRAME']._serialized_start=1707
+  _globals['_PATHFRAME']._serialized_end=1845
+  _globals['_RENDERPATHRESPONSE']._serialized_start=1848
+  _globals['_RENDERPATHRESPONSE']._serialized_end=2005
+  _globals['_PROGRESSIVEFRAME']._serialized_start=2007
+  _globals['_PROGRESSIVEFRAME']._serialized_end=2110
+  _globals['_RENDERPROGRESSIVERESPONSE']._serialized_start=2113
+  _globals['_RENDERPROGRESSIVERESPONSE']._serialized_end=2267
+  _globals['_LISTSCENESREQUEST']._serialized_start=2269
+  _globals['_LISTSCENESREQUEST']._serialized_end=2288
+  _globals['_SCENE']._serialized_start=2291
+  _globals['_SCENE']._serialized_end=2522
+  _globals['_LISTSCENESRESPONSE']._serialized_start=2524
+  _globals['_LISTSCENESRESPONSE']._serialized_end=2579
+  _globals['_LOADSCENEREQUEST']._serialized_start=2581
+  _globals['_LOADSCENEREQUEST']._serialized_end=2627
+  _globals['_LOADSCENERESPONSE']._serialized_start=2630
+  _globals['_LOADSCENERESPONSE']._serialized_end=2760
+  _globals['_UNLOADSCENEREQUEST']._serialized_start=2762
+  _globals['_UNLOADSCENEREQUEST']._serialized_end=2797
+  _globals['_UNLOADSCENERESPONSE']._serialized_start=2799
+  _globals['_UNLOADSCENERESPONSE']._serialized_end=2820
+  _globals['_SPLATRENDERING']._serialized_start=3052
+  _globals['_SPLATRENDERING']._serialized_end=3534
 # @@protoc_insertion_point(module_scope)

@@ -12,10 +12,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class FrameChannel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME_CHANNEL_UNSPECIFIED: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_COLOR: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_ALPHA: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_DEPTH: _ClassVar[FrameChannel]
+    FRAME_CHANNEL_EXPECTED_DEPTH: _ClassVar[FrameChannel]
+
 class VideoFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VIDEO_FORMAT_UNSPECIFIED: _ClassVar[VideoFormat]
     VIDEO_FORMAT_H264_MP4: _ClassVar[VideoFormat]
+FRAME_CHANNEL_UNSPECIFIED: FrameChannel
+FRAME_CHANNEL_COLOR: FrameChannel
+FRAME_CHANNEL_ALPHA: FrameChannel
+FRAME_CHANNEL_DEPTH: FrameChannel
+FRAME_CHANNEL_EXPECTED_DEPTH: FrameChannel
 VIDEO_FORMAT_UNSPECIFIED: VideoFormat
 VIDEO_FORMAT_H264_MP4: VideoFormat
 
@@ -68,20 +81,38 @@ class Color(_message.Message):
     def __init__(self, red: _Optional[float] = ..., green: _Optional[float] = ..., blue: _Optional[float] = ...) -> None: ...
 
 class FrameOptions(_message.Message):
-    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree")
+    __slots__ = ("width", "height", "format", "encoding_quality", "background", "sh_degree", "channels", "antialiased", "crop")
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     ENCODING_QUALITY_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     SH_DEGREE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    ANTIALIASED_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
     width: int
     height: int
     format: _common_pb2.PixelFormat
     encoding_quality: int
     background: Color
     sh_degree: int
-    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ...) -> None: ...
+    channels: _containers.RepeatedScalarFieldContainer[FrameChannel]
+    antialiased: bool
+    crop: Crop
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.PixelFormat, str]] = ..., encoding_quality: _Optional[int] = ..., background: _Optional[_Union[Color, _Mapping]] = ..., sh_degree: _Optional[int] = ..., channels: _Optional[_Iterable[_Union[FrameChannel, str]]] = ..., antialiased: _Optional[bool] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("left", "top", "width", "height")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    top: int
+    width: int
+    height: int
+    def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class RenderRequest(_message.Message):
     __slots__ = ("scene", "camera", "options", "service_level")
@@ -124,7 +155,7 @@ class RenderResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class RenderPathRequest(_message.Message):
-    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video")
+    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video", "first_frame", "video_frames_per_second")
     SCENE_FIELD_NUMBER: _ClassVar[int]
     CAMERAS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_BETWEEN_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +164,8 @@ class RenderPathRequest(_message.Message):
     SERVICE_LEVEL_FIELD_NUMBER: _ClassVar[int]
     START_DELAY_FIELD_NUMBER: _ClassVar[int]
     VIDEO_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FRAME_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FRAMES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     scene: str
     cameras: _containers.RepeatedCompositeFieldContainer[Camera]
     frames_between: int
@@ -141,7 +174,9 @@ class RenderPathRequest(_message.Message):
     service_level: _common_pb2.ServiceLevel
     start_delay: _duration_pb2.Duration
     video: VideoFormat
-    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ...) -> None: ...
+    first_frame: int
+    video_frames_per_second: float
+    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ..., first_frame: _Optional[int] = ..., video_frames_per_second: _Optional[float] = ...) -> None: ...
 
 class PathFrame(_message.Message):
     __slots__ = ("index", "frame", "served", "skipped")
@@ -192,7 +227,7 @@ class ListScenesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Scene(_message.Message):
-    __slots__ = ("name", "hash", "gaussians", "sh_degree", "default_camera", "ladder", "dropped", "memory_bytes")
+    __slots__ = ("name", "hash", "gaussians", "sh_degree", "default_camera", "ladder", "dropped", "memory_bytes", "pinned", "evicted")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
     GAUSSIANS_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +236,8 @@ class Scene(_message.Message):
     LADDER_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
     name: str
     hash: str
     gaussians: int
@@ -209,7 +246,9 @@ class Scene(_message.Message):
     ladder: _common_pb2.Ladder
     dropped: int
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., gaussians: _Optional[int] = ..., sh_degree: _Optional[int] = ..., default_camera: _Optional[_Union[LookAtCamera, _Mapping]] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ..., dropped: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    pinned: bool
+    evicted: bool
+    def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., gaussians: _Optional[int] = ..., sh_degree: _Optional[int] = ..., default_camera: _Optional[_Union[LookAtCamera, _Mapping]] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ..., dropped: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., evicted: _Optional[bool] = ...) -> None: ...
 
 class ListScenesResponse(_message.Message):
     __slots__ = ("scenes",)

@@ -102,14 +102,16 @@ class SplatRenderingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadScene(self, request, context):
-        """Loads a registered scene, streaming progress. Not served yet: answers UNIMPLEMENTED.
+        """Loads a scene of the worker's scene folder, or loads it anew when its file has changed, streaming progress. Frames in
+        flight keep the old one. A load goes on when its caller leaves. Through the router: on every splat worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadScene(self, request, context):
-        """Unloads a scene. Not served yet: answers UNIMPLEMENTED.
+        """Takes a scene out of service until it is loaded again. Frames in flight keep it. Through the router: on every splat
+        worker that has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

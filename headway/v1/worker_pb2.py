@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headway.v1 import common_pb2 as headway_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/worker.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"G\n\x05\x41sset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\"\n\x06ladder\x18\x03 \x01(\x0b\x32\x12.headway.v1.Ladder\"\xe0\x01\n\x10\x44\x65scribeResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.headway.v1.Kind\x12!\n\x06\x61ssets\x18\x03 \x03(\x0b\x32\x11.headway.v1.Asset\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tdevice_id\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0f\n\x07threads\x18\t \x01(\r\x12\x0e\n\x06policy\x18\n \x01(\t\"E\n\x12WatchWorkerRequest\x12/\n\x0cmin_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x08StepCost\x12\x12\n\nasset_hash\x18\x01 \x01(\t\x12\x0c\n\x04rung\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07mean_ms\x18\x04 \x01(\x01\x12\x0f\n\x07var_ms2\x18\x05 \x01(\x01\"\x92\x01\n\x04Load\x12\x11\n\tdue_in_ms\x18\x01 \x01(\x01\x12\r\n\x05items\x18\x02 \x01(\r\x12\x12\n\nsteps_left\x18\x03 \x01(\r\x12\x15\n\rsetup_mean_ms\x18\x04 \x01(\x01\x12\x15\n\rsetup_var_ms2\x18\x05 \x01(\x01\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.headway.v1.Priority\"\xc6\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\nstep_costs\x18\x03 \x03(\x0b\x32\x14.headway.v1.StepCost\x12\x1f\n\x05loads\x18\x04 \x03(\x0b\x32\x10.headway.v1.Load\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x66ree_kv_blocks\x18\x07 \x01(\r\x12\x17\n\x0ftotal_kv_blocks\x18\x08 \x01(\r\x12\x11\n\tdevice_id\x18\t \x01(\t\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x12\n\nbacklog_ms\x18\x0b \x01(\x01\x12\x11\n\tmax_batch\x18\x0c \x01(\r\x12\x18\n\x10prefill_token_ms\x18\r \x01(\x01\"\x0e\n\x0c\x44rainRequest\"!\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r2\xd1\x01\n\x06Worker\x12\x45\n\x08\x44\x65scribe\x12\x1b.headway.v1.DescribeRequest\x1a\x1c.headway.v1.DescribeResponse\x12\x42\n\x05Watch\x12\x1e.headway.v1.WatchWorkerRequest\x1a\x17.headway.v1.WorkerState0\x01\x12<\n\x05\x44rain\x12\x18.headway.v1.DrainRequest\x1a\x19.headway.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/worker.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"G\n\x05\x41sset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\"\n\x06ladder\x18\x03 \x01(\x0b\x32\x12.headway.v1.Ladder\"\xf8\x01\n\x10\x44\x65scribeResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.headway.v1.Kind\x12!\n\x06\x61ssets\x18\x03 \x03(\x0b\x32\x11.headway.v1.Asset\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tdevice_id\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x0f\n\x07threads\x18\t \x01(\r\x12\x0e\n\x06policy\x18\n \x01(\t\x12\x16\n\x0e\x61ssets_version\x18\x0b \x01(\x04\"E\n\x12WatchWorkerRequest\x12/\n\x0cmin_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x08StepCost\x12\x12\n\nasset_hash\x18\x01 \x01(\t\x12\x0c\n\x04rung\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07mean_ms\x18\x04 \x01(\x01\x12\x0f\n\x07var_ms2\x18\x05 \x01(\x01\"\x92\x01\n\x04Load\x12\x11\n\tdue_in_ms\x18\x01 \x01(\x01\x12\r\n\x05items\x18\x02 \x01(\r\x12\x12\n\nsteps_left\x18\x03 \x01(\r\x12\x15\n\rsetup_mean_ms\x18\x04 \x01(\x01\x12\x15\n\rsetup_var_ms2\x18\x05 \x01(\x01\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.headway.v1.Priority\"\xde\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\nstep_costs\x18\x03 \x03(\x0b\x32\x14.headway.v1.StepCost\x12\x1f\n\x05loads\x18\x04 \x03(\x0b\x32\x10.headway.v1.Load\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x66ree_kv_blocks\x18\x07 \x01(\r\x12\x17\n\x0ftotal_kv_blocks\x18\x08 \x01(\r\x12\x11\n\tdevice_id\x18\t \x01(\t\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x12\n\nbacklog_ms\x18\x0b \x01(\x01\x12\x11\n\tmax_batch\x18\x0c \x01(\r\x12\x18\n\x10prefill_token_ms\x18\r \x01(\x01\x12\x16\n\x0e\x61ssets_version\x18\x0e \x01(\x04\"\x0e\n\x0c\x44rainRequest\"!\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r2\xd1\x01\n\x06Worker\x12\x45\n\x08\x44\x65scribe\x12\x1b.headway.v1.DescribeRequest\x1a\x1c.headway.v1.DescribeResponse\x12\x42\n\x05Watch\x12\x1e.headway.v1.WatchWorkerRequest\x1a\x17.headway.v1.WorkerState0\x01\x12<\n\x05\x44rain\x12\x18.headway.v1.DrainRequest\x1a\x19.headway.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSET']._serialized_start=115
   _globals['_ASSET']._serialized_end=186
   _globals['_DESCRIBERESPONSE']._serialized_start=189
-  _globals['_DESCRIBERESPONSE']._serialized_end=413
-  _globals['_WATCHWORKERREQUEST']._serialized_start=415
-  _globals['_WATCHWORKERREQUEST']._serialized_end=484
-  _globals['_STEPCOST']._serialized_start=486
-  _globals['_STEPCOST']._serialized_end=579
-  _globals['_LOAD']._serialized_start=582
-  _globals['_LOAD']._serialized_end=728
-  _globals['_WORKERSTATE']._serialized_start=731
-  _globals['_WORKERSTATE']._serialized_end=1057
-  _globals['_DRAINREQUEST']._serialized_start=1059
-  _globals['_DRAINREQUEST']._serialized_end=1073
-  _globals['_DRAINRESPONSE']._serialized_start=1075
-  _globals['_DRAINRESPONSE']._serialized_end=1108
-  _globals['_WORKER']._serialized_start=1111
-  _globals['_WORKER']._serialized_end=1320
+  _globals['_DESCRIBERESPONSE']._serialized_end=437
+  _globals['_WATCHWORKERREQUEST']._serialized_start=439
+  _globals['_WATCHWORKERREQUEST']._serialized_end=508
+  _globals['_STEPCOST']._serialized_start=510
+  _globals['_STEPCOST']._serialized_end=603
+  _globals['_LOAD']._serialized_start=606
+  _globals['_LOAD']._serialized_end=752
+  _globals['_WORKERSTATE']._serialized_start=755
+  _globals['_WORKERSTATE']._serialized_end=1105
+  _globals['_DRAINREQUEST']._serialized_start=1107
+  _globals['_DRAINREQUEST']._serialized_end=1121
+  _globals['_DRAINRESPONSE']._serialized_start=1123
+  _globals['_DRAINRESPONSE']._serialized_end=1156
+  _globals['_WORKER']._serialized_start=1159
+  _globals['_WORKER']._serialized_end=1368
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ class Asset(_message.Message):
     def __init__(self, name: _Optional[str] = ..., hash: _Optional[str] = ..., ladder: _Optional[_Union[_common_pb2.Ladder, _Mapping]] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("worker_id", "kind", "assets", "engine", "device", "device_id", "precision", "version", "threads", "policy")
+    __slots__ = ("worker_id", "kind", "assets", "engine", "device", "device_id", "precision", "version", "threads", "policy", "assets_version")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ASSETS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class DescribeResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    ASSETS_VERSION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     kind: _common_pb2.Kind
     assets: _containers.RepeatedCompositeFieldContainer[Asset]
@@ -46,7 +47,8 @@ class DescribeResponse(_message.Message):
     version: str
     threads: int
     policy: str
-    def __init__(self, worker_id: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., assets: _Optional[_Iterable[_Union[Asset, _Mapping]]] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., device_id: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., threads: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
+    assets_version: int
+    def __init__(self, worker_id: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., assets: _Optional[_Iterable[_Union[Asset, _Mapping]]] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., device_id: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., threads: _Optional[int] = ..., policy: _Optional[str] = ..., assets_version: _Optional[int] = ...) -> None: ...
 
 class WatchWorkerRequest(_message.Message):
     __slots__ = ("min_interval",)
@@ -85,7 +87,7 @@ class Load(_message.Message):
     def __init__(self, due_in_ms: _Optional[float] = ..., items: _Optional[int] = ..., steps_left: _Optional[int] = ..., setup_mean_ms: _Optional[float] = ..., setup_var_ms2: _Optional[float] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("worker_id", "sequence", "step_costs", "loads", "in_flight", "queued_prefill_tokens", "free_kv_blocks", "total_kv_blocks", "device_id", "draining", "backlog_ms", "max_batch", "prefill_token_ms")
+    __slots__ = ("worker_id", "sequence", "step_costs", "loads", "in_flight", "queued_prefill_tokens", "free_kv_blocks", "total_kv_blocks", "device_id", "draining", "backlog_ms", "max_batch", "prefill_token_ms", "assets_version")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     STEP_COSTS_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,7 @@ class WorkerState(_message.Message):
     BACKLOG_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    ASSETS_VERSION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     sequence: int
     step_costs: _containers.RepeatedCompositeFieldContainer[StepCost]
@@ -112,7 +115,8 @@ class WorkerState(_message.Message):
     backlog_ms: float
     max_batch: int
     prefill_token_ms: float
-    def __init__(self, worker_id: _Optional[str] = ..., sequence: _Optional[int] = ..., step_costs: _Optional[_Iterable[_Union[StepCost, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ..., in_flight: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ..., device_id: _Optional[str] = ..., draining: _Optional[bool] = ..., backlog_ms: _Optional[float] = ..., max_batch: _Optional[int] = ..., prefill_token_ms: _Optional[float] = ...) -> None: ...
+    assets_version: int
+    def __init__(self, worker_id: _Optional[str] = ..., sequence: _Optional[int] = ..., step_costs: _Optional[_Iterable[_Union[StepCost, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ..., in_flight: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ..., device_id: _Optional[str] = ..., draining: _Optional[bool] = ..., backlog_ms: _Optional[float] = ..., max_batch: _Optional[int] = ..., prefill_token_ms: _Optional[float] = ..., assets_version: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()

@@ -57,7 +57,8 @@ class WorkerServicer:
     """
 
     def Describe(self, request, context):
-        """Says what the worker is: kind, engine, device, precision, what is loaded. Constant between two starts.
+        """Says what the worker is: kind, engine, device, precision, what can be asked for. Constant between two starts but for
+        the assets: WorkerState.assets_version tells when they have changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,8 +1,9 @@
 """Settings of the image worker."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from headway.config import Address, WorkerConfig, setting
+from headway.config import Address, OrOff, WorkerConfig, setting
 
 MOST_IMAGES = 128
 """Most images in a request, by the contract."""
@@ -24,11 +25,21 @@ class DitWorkerConfig(WorkerConfig):
         unit="DIR",
     )
     max_images: int = setting(MOST_IMAGES, "most images in one request", group="Model", unit="N", ge=1, le=MOST_IMAGES)
-    max_batch: int = setting(
-        128, "most images in one step; larger requests are refused", group="Model", unit="N", ge=1, le=1024
+    max_batch: Annotated[int | None, OrOff] = setting(
+        None,
+        "most images of several requests in one step; off: as many as still make an image cheaper, as measured",
+        group="Model",
+        unit="N",
+        ge=1,
+        le=1024,
     )
-
-    @property
-    def images_limit(self) -> int:
-        """A request's images go through one step together, so both limits bind."""
-        return min(self.max_images, self.max_batch)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "where steps run; auto: on a GPU where there is one", group="Device", unit="NAME"
+    )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto", "of the large matrices; auto: float32 on a CPU, float16 on a GPU", group="Device", unit="NAME"
+    )
+    threads: Annotated[int | None, OrOff] = setting(
+        None, "threads that a step uses; off: as many as are measured to be quickest", group="Device", unit="N",
+        ge=1, le=1024,
+    )  # fmt: skip

@@ -1,7 +1,6 @@
 """The image worker: `headway-dit-worker --listen HOST:PORT --model DIR`."""
 
 import asyncio
-import os
 import secrets
 import socket
 import sys
@@ -10,7 +9,6 @@ from functools import partial
 import grpc
 import torch
 
-from headway.calibration import cache_folder, calibrated
 from headway.config import load
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
@@ -22,13 +20,13 @@ from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, r
 from services.dit_worker import costs
 from services.dit_worker.config import DitWorkerConfig
 from services.dit_worker.engine import DitEngine
+from services.dit_worker.hardware import Hardware, prepare
 from services.dit_worker.model import checkpoint
 from services.dit_worker.request import RequestLimits
 from services.dit_worker.sample_group import SampleGroup
 from services.dit_worker.scheduler import DitScheduler
 from services.dit_worker.servicer import ImageServicer
 
-ENGINE, DEVICE, PRECISION = "torch-cpu", "cpu", "float32"
 SWITCH_INTERVAL_S = 0.0005
 """How long the engine's thread may keep the interpreter from the event loop (DESIGN, decision 12)."""
 OVERHEAD_MS = 1.0
@@ -37,28 +35,27 @@ OVERHEAD_MS = 1.0
 
 async def build(config: DitWorkerConfig, service: Service) -> Served:
     """Loads and calibrates, then starts the engine. Raises StartError that names the setting."""
-    threads = config.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
     model = await asyncio.to_thread(_load, config)
     device = DeviceClient(config.device_socket)
     service.closing.callback(device.close)
-    scheduler = await asyncio.to_thread(_scheduler, config, model, device, threads)
-    engine = DitEngine(model.network, scheduler, service.clock)
-    observer = LoopObserver(service, "image", config.max_batch)
+    hardware = await asyncio.to_thread(prepare, config, model, device)
+    torch.set_num_threads(hardware.threads)
+    scheduler = _scheduler(config, hardware)
     loop: EngineLoop[SampleGroup] = EngineLoop(
         scheduler,
-        engine,
+        DitEngine(hardware.flow, hardware.stepper, hardware.decoder, scheduler, service.clock),
         clock=service.clock,
         device=device,
-        observer=observer,
+        observer=LoopObserver(service, "image", hardware.max_batch),
         name="image",
-        pulse=costs.pulse(model.network, scheduler.costs),
+        pulse=costs.pulse(hardware.flow, hardware.stepper, scheduler.costs),
         policy=worker_policy(config, [_ladder(model)]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
-    runtime = WorkerRuntime(service, config, _identity(config, model, threads), loop)
-    servicer = ImageServicer(runtime, RequestLimits(model.config, config.images_limit))
+    runtime = WorkerRuntime(service, config, _identity(config, model, hardware), loop)
+    shape = model.decoder.image_shape(model.config.topology.image_shape)
+    servicer = ImageServicer(runtime, RequestLimits(model.config, shape, config.max_images))
 
     def add(server: grpc.aio.Server) -> None:
         image_pb2_grpc.add_ImageGenerationServicer_to_server(servicer, server)
@@ -81,20 +78,10 @@ def _load(config: DitWorkerConfig) -> checkpoint.Checkpoint:
         raise StartError(f"model {config.model}: {error}") from error
 
 
-def _scheduler(
-    config: DitWorkerConfig, model: checkpoint.Checkpoint, device: DeviceClient, threads: int
-) -> DitScheduler:
-    key = ("dit", ENGINE, torch.__version__, model.config.fingerprint, str(threads), str(config.max_batch))
-    folder = cache_folder(config.cache_dir)
-    curves = calibrated(
-        folder,
-        key=key,
-        measure=lambda: costs.measure(model.network, config.max_batch, device),
-        probe=lambda: costs.probe(model.network, device),
-    )
+def _scheduler(config: DitWorkerConfig, hardware: Hardware) -> DitScheduler:
     return DitScheduler(
-        costs=costs.image_costs(curves),
-        max_batch=config.max_batch,
+        costs=hardware.costs,
+        max_batch=hardware.max_batch,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
         overhead_ms=OVERHEAD_MS,
@@ -105,15 +92,15 @@ def _ladder(model: checkpoint.Checkpoint) -> Ladder:
     return Ladder(tuple(Rung(str(rung.steps), rung.quality, nfe=rung.steps, dfd=rung.dfd) for rung in model.rungs))
 
 
-def _identity(config: DitWorkerConfig, model: checkpoint.Checkpoint, threads: int) -> Identity:
+def _identity(config: DitWorkerConfig, model: checkpoint.Checkpoint, hardware: Hardware) -> Identity:
     return Identity(
         worker_id=f"image-{secrets.token_hex(4)}",
         kind=common_pb2.KIND_IMAGE,
-        engine=ENGINE,
-        device=DEVICE,
-        device_id=config.device_id or f"cpu:{socket.gethostname()}",
-        precision=PRECISION,
-        threads=threads,
+        engine=hardware.engine,
+        device=hardware.device,
+        device_id=config.device_id or f"{hardware.device}:{socket.gethostname()}",
+        precision=hardware.precision,
+        threads=hardware.threads,
         assets=(LoadedAsset(model.config.name, model.config.fingerprint, _ladder(model)),),
     )
 

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headway.errors import BadInput, Unimplemented
+from headway.errors import BadInput
 from headway.v1 import common_pb2, image_pb2
 from services.dit_worker.encode import DEFAULT_QUALITY, Format, supports
 from services.dit_worker.model.checkpoint import Config
@@ -26,13 +26,13 @@ class RequestLimits:
     """What one model takes."""
 
     model: Config
+    image_shape: tuple[int, int, int]
+    """[channels, height, width] of an image, which is not a sample's where samples are latents."""
     max_images: int
 
 
 def read_request(request: image_pb2.GenerateImagesRequest, limits: RequestLimits) -> ImagesSpec:
-    """The request in our own terms. Raises BadInput with every field that is wrong, and Unimplemented."""
-    if request.previews:
-        raise Unimplemented("previews: not served yet")
+    """The request in our own terms. Raises BadInput with every field that is wrong."""
     problems = _problems(request, limits)
     if problems:
         raise BadInput(problems)
@@ -44,6 +44,7 @@ def read_request(request: image_pb2.GenerateImagesRequest, limits: RequestLimits
         guidance=request.guidance if request.HasField("guidance") else 1.0,
         form=FORMATS[request.format],
         encoding_quality=request.encoding_quality if request.HasField("encoding_quality") else DEFAULT_QUALITY,
+        previews=request.previews,
     )
 
 
@@ -52,7 +53,7 @@ def _problems(request: image_pb2.GenerateImagesRequest, limits: RequestLimits) -
         "labels": _labels_problem(request, limits),
         "count": _count_problem(request, limits.max_images),
         "guidance": _guidance_problem(request, limits.model.guidance_max),
-        "format": _format_problem(request.format, limits.model.topology.channels),
+        "format": _format_problem(request.format, limits.image_shape[0]),
         "encoding_quality": _quality_problem(request),
     }
     return {field: problem for field, problem in checks.items() if problem is not None}

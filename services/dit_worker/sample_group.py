@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from headway.engine import Batch
-from headway.planning import Choice
+from headway.planning import Choice, Job
 from headway.ticket import Ticket
 from services.dit_worker.encode import Format
-from services.dit_worker.sampler import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +19,23 @@ class ImagesSpec:
     guidance: float
     form: Format
     encoding_quality: int
+    previews: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class SampleGroup:
-    """One admitted request. `samples` is empty until its first step draws the noise."""
+    """One admitted request. Its images share everything but class and noise, so they are one tensor."""
 
     ticket: Ticket
     spec: ImagesSpec
-    samples: tuple[Sample, ...] = ()
+    x: Tensor | None = None  # [items, channels, height, width] float32, None until the first step drew the noise
     t: float = 1.0
     """Where all its samples are in time."""
     begun: bool = False
     slowness: float = 1.0
     """How much slower than calibrated this host was when the group's first step ran."""
+    job: Job | None = None
+    """What is left to do, as planned with; None when a step has changed it."""
 
     @property
     def items(self) -> int:
@@ -53,9 +57,16 @@ class Jump(Batch[SampleGroup]):
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One finished image, in the order of the request's labels."""
+    """One image, in the order of the request's labels."""
 
     index: int
     label: int
     data: bytes
     executed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Previews:
+    """An event: what a request's images would be if its last step had gone on to the end."""
+
+    images: tuple[EncodedImage, ...]

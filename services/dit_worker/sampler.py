@@ -55,6 +55,11 @@ def start(flow: FlowMap, *, seed: int, index: int, label: int, guidance: float =
     return Sample(seed, index, label, guidance, noise(seed, index, flow.topology.image_shape))
 
 
+def noises(flow: FlowMap, seed: int, count: int) -> Tensor:
+    """The noise of images 0 to `count` - 1 of a request; [count, channels, height, width] float32."""
+    return torch.stack([noise(seed, index, flow.topology.image_shape) for index in range(count)])
+
+
 def next_time(t: float, steps_left: int) -> float:
     """Where the next of `steps_left` equal steps to 0 ends. From t = 1 this walks the uniform grid."""
     if steps_left < 1:
@@ -62,19 +67,53 @@ def next_time(t: float, steps_left: int) -> float:
     return 0.0 if steps_left == 1 else t - t / steps_left
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Samples that take one step together, each from its own t to its own s, whatever their classes and weights."""
+
+    x: Tensor  # [rows, channels, height, width] float32
+    t: Tensor  # [rows] float32
+    s: Tensor  # [rows] float32, 0 <= s < t
+    labels: Tensor  # [rows] int64
+    guidance: Tensor  # [rows] float32
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def cut(self, start: int, end: int) -> "Rows":
+        """Rows `start` to `end`; shares memory."""
+        return Rows(*(tensor[start:end] for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return self.x, self.t, self.s, self.labels, self.guidance
+
+
 @torch.inference_mode()
+def take(flow: FlowMap, rows: Rows) -> Tensor:
+    """One forward pass: x at s, shaped as `rows.x`."""
+    return jump(flow, rows.x, rows.t, rows.s, rows.labels, rows.guidance)
+
+
 def step(flow: FlowMap, samples: Sequence[Sample], ends: Sequence[float]) -> list[Sample]:
     """One forward pass: each sample jumps from its own t to its own end, 0 <= end < t. Order is kept."""
-    x = torch.stack([sample.x for sample in samples])  # [batch, channels, height, width]
-    t = torch.tensor([sample.t for sample in samples], dtype=torch.float32)
-    s = torch.tensor(ends, dtype=torch.float32)
-    labels = torch.tensor([sample.label for sample in samples])
-    guidance = torch.tensor([sample.guidance for sample in samples], dtype=torch.float32)
-    moved = jump(flow, x, t, s, labels, guidance)
+    rows = Rows(
+        torch.stack([sample.x for sample in samples]),
+        torch.tensor([sample.t for sample in samples], dtype=torch.float32),
+        torch.tensor(ends, dtype=torch.float32),
+        torch.tensor([sample.label for sample in samples]),
+        torch.tensor([sample.guidance for sample in samples], dtype=torch.float32),
+    )
     return [
         replace(sample, x=row, t=end, executed=sample.executed + 1)
-        for sample, row, end in zip(samples, moved, ends, strict=True)
+        for sample, row, end in zip(samples, take(flow, rows), ends, strict=True)
     ]
+
+
+def foreseen(before: Tensor, after: Tensor, t: float, s: float) -> Tensor:
+    """Where the step from `before` at t to `after` at s would end at 0: x + (0 - t) F, for a preview; same shapes."""
+    return after if s == 0.0 else before + (after - before) * (t / (t - s))
 
 
 def finish(flow: FlowMap, samples: Sequence[Sample], steps: int) -> list[Sample]:

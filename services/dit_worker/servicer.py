@@ -8,7 +8,7 @@ from headway.v1 import common_pb2, image_pb2, image_pb2_grpc
 from headway.worker import LoadedAsset, WorkerRuntime
 from services.dit_worker.encode import Format
 from services.dit_worker.request import RequestLimits, read_request
-from services.dit_worker.sample_group import EncodedImage, ImagesSpec, SampleGroup
+from services.dit_worker.sample_group import EncodedImage, ImagesSpec, Previews, SampleGroup
 
 MESSAGE_BYTES = 1 << 20
 """Images that are ready together share messages up to about this size."""
@@ -38,6 +38,9 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         async for event in self._runtime.events(group):
             if isinstance(event, common_pb2.Plan):
                 yield image_pb2.GenerateImagesResponse(plan=event)
+            elif isinstance(event, Previews):
+                for message in self._messages(event.images, spec, preview=True):
+                    yield image_pb2.GenerateImagesResponse(batch=message)
             elif isinstance(event, Finished):
                 for message in self._messages(event.result, spec):
                     yield image_pb2.GenerateImagesResponse(batch=message)
@@ -49,18 +52,20 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
         models = [self._model(asset) for asset in self._runtime.identity.assets]
         return image_pb2.ListImageModelsResponse(models=models)
 
-    def _messages(self, images: Sequence[EncodedImage], spec: ImagesSpec) -> Iterator[image_pb2.ImageBatch]:
+    def _messages(
+        self, images: Sequence[EncodedImage], spec: ImagesSpec, *, preview: bool = False
+    ) -> Iterator[image_pb2.ImageBatch]:
         batch, size_bytes = image_pb2.ImageBatch(), 0
         for image in images:
             if batch.images and size_bytes + len(image.data) > MESSAGE_BYTES:
                 yield batch
                 batch, size_bytes = image_pb2.ImageBatch(), 0
-            batch.images.append(self._image(image, spec.form))
+            batch.images.append(self._image(image, spec.form, preview))
             size_bytes += len(image.data)
         yield batch
 
-    def _image(self, image: EncodedImage, form: Format) -> image_pb2.Image:
-        channels, height, width = self._limits.model.topology.image_shape
+    def _image(self, image: EncodedImage, form: Format, preview: bool) -> image_pb2.Image:
+        channels, height, width = self._limits.image_shape
         return image_pb2.Image(
             index=image.index,
             label=image.label,
@@ -70,6 +75,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
             height=height,
             channels=3 if form is Format.WEBP else channels,  # WebP knows no grey
             nfe=image.executed,
+            preview=preview,
         )
 
     def _summary(self, group: SampleGroup, asset: LoadedAsset) -> image_pb2.ImagesSummary:
@@ -77,7 +83,7 @@ class ImageServicer(image_pb2_grpc.ImageGenerationServicer):
 
     def _model(self, asset: LoadedAsset) -> image_pb2.ImageModel:
         topology = self._limits.model.topology
-        channels, height, width = topology.image_shape
+        channels, height, width = self._limits.image_shape
         return image_pb2.ImageModel(
             name=asset.name,
             hash=asset.hash,

@@ -12,6 +12,7 @@ from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from services.router.calls import Calls
 from services.router.config import RouterConfig
+from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder
 from services.router.identity import Identity
 from services.router.listing import Lister
@@ -35,6 +36,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         pool=pool,
         forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
         lister=Lister(pool, service.clock),
+        everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
         identity=identity,
         calls=calls,

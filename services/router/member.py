@@ -117,8 +117,10 @@ class Member:
         """Describes and watches the worker, again and again, until cancelled."""
         while True:
             try:
-                await self._describe()
+                await self.describe()
                 async for state in self._states():
+                    if self.description is None or state.assets_version != self.description.assets_version:
+                        await self.describe()
                     self._take(state)
                 self._lose("it ended its reports")
             except grpc.aio.AioRpcError as error:
@@ -132,12 +134,14 @@ class Member:
                 self._lose("following it failed; see the router's log")
             await asyncio.sleep(_RETRY_S)
 
-    async def _describe(self) -> None:
+    async def describe(self) -> None:
+        """Asks the worker what it is, and what can be asked of it. Raises `AioRpcError` and `BadReport`."""
         stub = worker_pb2_grpc.WorkerStub(self.channel)
         message = await stub.Describe(
             worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S, metadata=self.identity.metadata(ROUTER)
         )
         self.description = read_description(message, self.kind)
+        self._view = None
 
     async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
         request = worker_pb2.WatchWorkerRequest()

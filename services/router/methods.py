@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from headway.continuing import Again, Continuation, Images, Text
+from headway.continuing import Again, Continuation, Frames, Images, Refining, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
@@ -148,11 +148,11 @@ RENDER = Method(
 
 RENDER_PROGRESSIVE = Method(
     "SplatRendering", "RenderProgressive", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest,
-    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never,
+    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never, Refining,
 )  # fmt: skip
 RENDER_PATH = Method(
     "SplatRendering", "RenderPath", common_pb2.KIND_SPLAT, splat_pb2.RenderPathRequest, splat_pb2.RenderPathResponse,
-    True, _path_ask, _plan_part, _own_served, _never,
+    True, _path_ask, _plan_part, _own_served, _never, Frames,
 )  # fmt: skip
 
 PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER, RENDER_PROGRESSIVE, RENDER_PATH)
@@ -180,6 +180,3 @@ LISTINGS = (
     Listing("ImageGeneration", "ListModels", common_pb2.KIND_IMAGE, image_pb2.ListImageModelsResponse, "models"),
     Listing("SplatRendering", "ListScenes", common_pb2.KIND_SPLAT, splat_pb2.ListScenesResponse, "scenes"),
 )
-
-NOT_SERVED = (("SplatRendering", "LoadScene", True), ("SplatRendering", "UnloadScene", False))
-"""Service, rpc, and whether it streams: part of the contract, for later."""

@@ -9,18 +9,19 @@ from typing import Any
 import grpc
 
 from headway.deadline import Budget, Clock, budget_of
-from headway.errors import HeadwayError, Unimplemented
+from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
-from headway.v1 import router_pb2, router_pb2_grpc
+from headway.v1 import router_pb2, router_pb2_grpc, splat_pb2
 from services.router.calls import Calls
 from services.router.config import RouterConfig
+from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder, Outgoing, no_worker
 from services.router.identity import Identity
 from services.router.listing import Lister
-from services.router.methods import LISTINGS, NOT_SERVED, PASSED_ON, Listing, Method, read_pick
+from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_pick
 from services.router.placement import Ask, Placement, rank
 from services.router.pool import Pool, kind_name
 from services.router.replay import Answer, replay
@@ -37,6 +38,7 @@ class Parts:
     pool: Pool
     forwarder: Forwarder
     lister: Lister
+    everywhere: Everywhere
     cache: ResultCache | None
     identity: Identity
     calls: Calls
@@ -177,8 +179,7 @@ def registrations(parts: Parts) -> list[Registration]:
         handlers.setdefault(method.service, {})[method.name] = _proxy_handler(method, parts)
     for listing in LISTINGS:
         handlers[listing.service][listing.name] = _listing_handler(listing, parts)
-    for service, name, streams in NOT_SERVED:
-        handlers[service][name] = _unserved_handler(name, streams)
+    handlers["SplatRendering"] |= _everywhere_handlers(parts)
 
     def add_router(server: grpc.aio.Server) -> None:
         router_pb2_grpc.add_RouterServicer_to_server(RouterServicer(parts), server)
@@ -210,13 +211,26 @@ def _listing_handler(listing: Listing, parts: Parts) -> Any:
     return grpc.unary_unary_rpc_method_handler(list_all, response_serializer=listing.response.SerializeToString)
 
 
-def _unserved_handler(name: str, streams: bool) -> Any:
-    def refuse(raw: bytes, context: Any) -> Any:
-        raise Unimplemented(f"{name} is part of the contract, but not served by this version")
+def _everywhere_handlers(parts: Parts) -> dict[str, Any]:
+    """What is done on every splat worker."""
 
-    async def refuse_unary(raw: bytes, context: Any) -> bytes:
-        return bytes(refuse(raw, context))
+    async def load(raw: bytes, context: Any) -> AsyncGenerator[Any, None]:
+        budget = parts.budget(context)
+        with parts.calls.call():
+            async with aclosing(parts.everywhere.load(raw, budget)) as messages:
+                async for message in messages:
+                    yield message
 
-    if streams:
-        return grpc.unary_stream_rpc_method_handler(refuse)
-    return grpc.unary_unary_rpc_method_handler(refuse_unary)
+    async def unload(raw: bytes, context: Any) -> Any:
+        budget = parts.budget(context)
+        with parts.calls.call():
+            return await parts.everywhere.unload(raw, budget)
+
+    return {
+        "LoadScene": grpc.unary_stream_rpc_method_handler(
+            load, response_serializer=splat_pb2.LoadSceneResponse.SerializeToString
+        ),
+        "UnloadScene": grpc.unary_unary_rpc_method_handler(
+            unload, response_serializer=splat_pb2.UnloadSceneResponse.SerializeToString
+        ),
+    }

@@ -36,6 +36,8 @@ class Description:
     engine: str
     """Engine, device and precision, for people; and the policy, unless it is Headway's."""
     assets: tuple[Asset, ...]
+    assets_version: int = 0
+    """Another one in the worker's reports says that its assets have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind
     engine = f"{message.engine}, {message.device}, {message.precision}"
     if message.policy not in ("", DEFAULT):
         engine += f", policy {message.policy}"
-    return Description(message.worker_id, message.kind, message.device_id, engine, assets)
+    return Description(message.worker_id, message.kind, message.device_id, engine, assets, message.assets_version)
 
 
 def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:

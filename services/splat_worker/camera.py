@@ -36,23 +36,20 @@ class Camera:
     cy: float
     width: int
     height: int
-    bounds: tuple[float, float, float, float] | None = None
-    """Least and greatest x/z, then y/z, of the frame that this one is cut from; None: it is whole."""
+    whole: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom edge of the frame that this is cut from, in this one's pixels; None: it is whole."""
 
     @property
     def limits(self) -> tuple[float, float, float, float]:
         """Least and greatest x/z, then y/z, at which a splat's shape is still taken where it is: the frame's and 30 %
         of its half width beyond, as gsplat has it. Inside the projection's Jacobian directions are clamped to them."""
-        left, right, top, bottom = self.bounds or self._own_bounds()
+        left, top, right, bottom = self.whole or (0.0, 0.0, self.width, self.height)
         spare_x, spare_y = 0.15 * (right - left), 0.15 * (bottom - top)
-        return left - spare_x, right + spare_x, top - spare_y, bottom + spare_y
-
-    def _own_bounds(self) -> tuple[float, float, float, float]:
         return (
-            -self.cx / self.fx,
-            (self.width - self.cx) / self.fx,
-            -self.cy / self.fy,
-            (self.height - self.cy) / self.fy,
+            (left - spare_x - self.cx) / self.fx,
+            (right + spare_x - self.cx) / self.fx,
+            (top - spare_y - self.cy) / self.fy,
+            (bottom + spare_y - self.cy) / self.fy,
         )
 
     @property
@@ -74,8 +71,15 @@ class Camera:
         for name, start, side, limit in (("width", left, width, self.width), ("height", top, height, self.height)):
             if start < 0 or side < 1 or start + side > limit:
                 raise BadInput("options.crop", f"{start} + {side} px leaves the frame, whose {name} is {limit} px")
-        bounds = self.bounds or self._own_bounds()
-        return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height, bounds=bounds)
+        x0, y0, x1, y1 = self.whole or (0.0, 0.0, self.width, self.height)
+        return replace(
+            self,
+            cx=self.cx - left,
+            cy=self.cy - top,
+            width=width,
+            height=height,
+            whole=(x0 - left, y0 - top, x1 - left, y1 - top),
+        )
 
     def scaled(self, scale: float) -> "Camera":
         """The same view on a smaller frame: sides are `scale` times these, rounded, at least 1 px."""
@@ -89,6 +93,7 @@ class Camera:
             cy=self.cy * down,
             width=width,
             height=height,
+            whole=None if self.whole is None else _scaled(self.whole, across, down),
         )
 
 
@@ -141,6 +146,11 @@ def look_at(position: Vector, target: Vector, up: Vector, field_of_view_deg: flo
         width=width,
         height=height,
     )
+
+
+def _scaled(edges: tuple[float, float, float, float], across: float, down: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = edges
+    return left * across, top * down, right * across, bottom * down
 
 
 def _check_size(width: int, height: int) -> None:

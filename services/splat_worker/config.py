@@ -17,7 +17,8 @@ class SplatWorkerConfig(WorkerConfig):
     )
     scenes: Path = setting(
         _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED,
-        "folder of .ply, .compressed.ply, .spz and .sog files; a file's name is its scene's",
+        "folder of scene files (.ply, .spz, .sog, .splat, .ksplat, .glb, .gltf), followed while the worker runs; a "
+        "file's name is its scene's",
         group="Scenes",
         unit="DIR",
     )
@@ -31,3 +32,15 @@ class SplatWorkerConfig(WorkerConfig):
     )
     max_file_mib: int = setting(2048, "largest scene file that is read", group="Scenes", unit="MIB", ge=1, le=65_536)
     max_scenes: int = setting(32, "most scenes in the folder", group="Scenes", unit="N", ge=1, le=1024)
+    scene_memory_mb: int = setting(
+        4096,
+        "memory for loaded scenes; beyond it those not used for longest are evicted, and load again when asked for",
+        group="Scenes",
+        unit="MB",
+        ge=1,
+        le=16_777_216,
+    )
+    scene_poll_s: float = setting(
+        2.0, "how often the scene folder is looked at; a file counts once two looks saw it alike", group="Scenes",
+        unit="SECONDS", ge=0.05, le=3600, allow_inf_nan=False,
+    )  # fmt: skip

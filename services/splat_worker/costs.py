@@ -1,6 +1,7 @@
 """What frames cost on this host: measured over views, rungs and sizes, on the code that serves."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,16 +10,20 @@ from headway.cost import Cost, StepCurve
 from headway.engine import Device, Pulse
 from headway.quality import Rung
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Encoding, Pixels, encode, scale_up, to_pixels
+from services.splat_worker.encode import Channel, Encoding, Pixels, develop, encode, scale_up, to_pixels
+from services.splat_worker.gang import Crew
 from services.splat_worker.library import LoadedScene
-from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.rasterizer import Picture, Rasterizer
 from services.splat_worker.video import pan
 from services.splat_worker.views import orbit
 
 SIZES_PX = (192, 512)
 VIEWS, VIEWS_START = 2, 0.61  # beside the scene's own view; a share of a turn away from those of the ladder
 REPEATS = 2
-_RENDER, _ENCODE, _BLEND = "render", "encode", "blend"
+_RENDER, _ENCODE, _BLEND, _GANG = "render", "encode", "blend", "gang"
+
+
+NO_GANG = StepCurve(((1, Cost(1.0)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,15 @@ class SceneCosts:
     blend: StepCurve
     """Over `TileLists.work`: what is left of a render when its tile lists are known."""
 
+    gang: StepCurve = NO_GANG
+    """Of frames side by side, by how many: one for each core at most. One point: never."""
+
+    @property
+    def side_by_side(self) -> float:
+        """What a gang takes, over what its frames take in turn."""
+        size, cost = self.gang.points[-1]
+        return cost.mean_ms / (size * self.gang.at(1).mean_ms)
+
     def frame(self, label: str, pixels: int, encoding: Encoding) -> Cost:
         return self.render[label].at(pixels) + self.encode[encoding].at(pixels)
 
@@ -42,6 +56,7 @@ def scene_costs(curves: Curves) -> SceneCosts:
         render={name.removeprefix(start): curve for name, curve in curves.items() if name.startswith(start)},
         encode={encoding: curves[f"{_ENCODE} {encoding.value}"] for encoding in Encoding},
         blend=curves[_BLEND],
+        gang=curves[_GANG],
     )
 
 
@@ -53,16 +68,24 @@ def measure(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Curve
     for rung in scene.ranked.ladder.rungs:
         costs = [_over_views(cameras[side], rasterizer, scene, rung, device) for side in SIZES_PX]
         curves[f"{_RENDER} {rung.label}"] = _falling(_curve(costs), list(curves.values())[-1:])
-    pictures = {side: _draw(rasterizer, scene, scene.ranked.ladder.top, views[0])[0] for side, views in cameras.items()}
+    pictures = {
+        side: rasterizer.render(scene.ranked.scene, views[0], with_depth=True) for side, views in cameras.items()
+    }
     for encoding in Encoding:
         costs = [quiet_cost(_encoder(pictures[side], encoding), device, repeats=5) for side in SIZES_PX]
         curves[f"{_ENCODE} {encoding.value}"] = _curve(costs)
     curves[_BLEND] = _blend_curve(rasterizer, scene, cameras, device)
+    curves[_GANG] = _gang_curve(rasterizer, scene, cameras[SIZES_PX[-1]][0], device)
     return curves
 
 
-def _encoder(picture: Pixels, encoding: Encoding) -> Callable[[], bytes]:
-    return pan(picture) if encoding is Encoding.H264 else partial(encode, picture, encoding)
+def _encoder(picture: Picture, encoding: Encoding) -> Callable[[], bytes]:
+    """What the encoding adds to a frame: to one of floats, putting all of its channels together."""
+    height, width = picture.alpha.shape
+    if encoding is Encoding.FLOAT32:
+        return lambda: encode(develop(picture, encoding, width, height, tuple(Channel)), encoding)
+    pixels = to_pixels(picture.rgb)
+    return pan(pixels) if encoding is Encoding.H264 else partial(encode, pixels, encoding)
 
 
 def _cameras(scene: LoadedScene, side: int) -> Iterator[Camera]:
@@ -99,6 +122,7 @@ def probe(scene: LoadedScene, rasterizer: Rasterizer, device: Device) -> Probe:
     """What the scene's own view costs now at the top rung and the smaller size. Compiles what a frame runs."""
     side, top = SIZES_PX[0], scene.ranked.ladder.top
     _draw(rasterizer, scene, top, next(_cameras(scene, side)))
+    rasterizer.render(scene.ranked.scene, next(_cameras(scene, side)), with_depth=True)
     views = list(_cameras(scene, side))
     return f"{_RENDER} {top.label}", side * side, _over_views(views, rasterizer, scene, top, device)
 
@@ -124,6 +148,19 @@ def _blend_curve(
             timed_ms(draw, device)
         points[runs[0][1]] = cost_of([blend_ms for _, _, blend_ms in runs])
     return StepCurve(tuple(sorted(points.items())))
+
+
+def _gang_curve(rasterizer: Rasterizer, scene: LoadedScene, camera: Camera, device: Device) -> StepCurve:
+    """A frame and its encoding alone on all cores, and one on each core at once; each at its quickest."""
+
+    def draw(drawing: Rasterizer) -> bytes:
+        return encode(_draw(drawing, scene, scene.ranked.ladder.top, camera)[0], Encoding.JPEG)
+
+    points = [(1, quiet_cost(partial(draw, rasterizer), device, repeats=5))]
+    with closing(Crew(rasterizer.threads)) as crew:
+        if crew.usable:
+            points.append((crew.size, quiet_cost(partial(crew.all_at_once, draw), device, repeats=5)))
+    return StepCurve(tuple(points))
 
 
 def _draw(rasterizer: Rasterizer, scene: LoadedScene, rung: Rung, camera: Camera) -> tuple[Pixels, int, float]:

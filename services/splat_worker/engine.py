@@ -1,6 +1,8 @@
-"""Draws one frame and encodes it, changing the rung after binning when the view turns out too costly."""
+"""Draws frames and encodes them, changing the rung after binning when a view turns out too costly."""
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from headway.deadline import Clock
 from headway.engine import Batch
@@ -8,9 +10,10 @@ from headway.errors import BadInput
 from headway.planning import Choice
 from headway.ticket import Event, Finished, Stage, Ticket
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Pixels, encode, scale_up, to_pixels
-from services.splat_worker.frame import EncodedFrame, Frame, FrameSpec, Shot
-from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.encode import Developed, develop, encode
+from services.splat_worker.frame import EncodedFrame, Frame, FrameSpec, Gang, Shot
+from services.splat_worker.gang import Crew
+from services.splat_worker.rasterizer import Projection, Rasterizer
 from services.splat_worker.scheduler import SplatScheduler
 
 
@@ -27,54 +30,67 @@ class Taken:
 class SplatEngine:
     """A `headway.engine.Engine` over one rasteriser, which belongs to the engine's thread."""
 
-    def __init__(self, rasterizer: Rasterizer, scheduler: SplatScheduler, clock: Clock) -> None:
-        self._rasterizer, self._scheduler, self._clock = rasterizer, scheduler, clock
+    def __init__(
+        self, rasterizer: Rasterizer, scheduler: SplatScheduler, clock: Clock, crew: Crew | None = None
+    ) -> None:
+        """`crew` draws gangs; needed where the scheduler makes some."""
+        self._rasterizer, self._scheduler, self._clock, self._crew = rasterizer, scheduler, clock, crew
 
-    def run(self, batch: Batch[Frame]) -> Taken | BadInput:
-        """The frame, or the refusal of a view that only drawing shows to be too complex."""
+    def run(self, batch: Batch[Frame]) -> list[Taken | BadInput]:
+        """For each work its frame, or the refusal of a view that only drawing shows to be too complex."""
+        if isinstance(batch, Gang):
+            assert self._crew is not None
+            return self._crew.side_by_side(self._taken, batch.shots)
         assert isinstance(batch, Shot)
+        return [self._taken(batch, self._rasterizer)]
+
+    def _taken(self, shot: Shot, rasterizer: Rasterizer) -> Taken | BadInput:
         try:
-            return self._take(batch)
+            return self._take(shot, rasterizer)
         except BadInput as error:
             return error
 
-    def _take(self, batch: Shot) -> Taken:
+    def _take(self, batch: Shot, rasterizer: Rasterizer) -> Taken:
         work = batch.works[0]
         spec = work.spec
-        choice, pixels, camera = self._draw(batch)
+        choice, pixels, camera = self._draw(batch, rasterizer)
         rendered_s = self._clock()
         data = _encoded(work, pixels)
         gaussians = spec.scene.ranked.at(choice.option.rung).count
         size = (spec.camera.width, spec.camera.height, camera.width, camera.height)
         return Taken(choice, EncodedFrame(data, *size, gaussians), rendered_s, self._clock())
 
-    def apply(self, batch: Batch[Frame], result: Taken | BadInput, now_s: float) -> list[tuple[Ticket, Event]]:
-        assert isinstance(batch, Shot)
-        work = batch.works[0]
-        if isinstance(result, BadInput):
-            return [(work.ticket, result)]
-        work.ticket.choice = result.choice  # a plan made while the frame was drawn came too late to count
+    def apply(self, batch: Batch[Frame], result: list[Taken | BadInput], now_s: float) -> list[tuple[Ticket, Event]]:
+        assert isinstance(batch, Shot | Gang)
+        shots = batch.shots if isinstance(batch, Gang) else (batch,)
+        return [self._finished(shot, taken) for shot, taken in zip(shots, result, strict=True)]
+
+    def _finished(self, shot: Shot, taken: Taken | BadInput) -> tuple[Ticket, Event]:
+        work = shot.works[0]
+        if isinstance(taken, BadInput):
+            return work.ticket, taken
+        work.ticket.choice = taken.choice  # a plan made while the frame was drawn came too late to count
         work.ticket.steps_executed += 1
-        work.ticket.stages.extend(self._stages(batch, result))
-        return [(work.ticket, Finished(result.frame))]
+        work.ticket.stages.extend(self._stages(shot, taken))
+        return work.ticket, Finished(taken.frame)
 
     def release(self, work: Frame) -> None:
         """A frame holds nothing between steps."""
 
-    def _draw(self, shot: Shot) -> tuple[Choice, Pixels, Camera]:
+    def _draw(self, shot: Shot, rasterizer: Rasterizer) -> tuple[Choice, Developed, Camera]:
         """The choice that stood after binning, the pixels at the size asked for, and the camera that was drawn."""
         spec, choice, start_s = shot.works[0].spec, shot.choice, self._clock()
         camera = _camera(spec, choice)
-        projection = self._rasterizer.project(spec.scene.ranked.at(choice.option.rung), camera, spec.sh_degree)
-        lists = self._rasterizer.bin(projection, camera)
+        projection = _project(spec, choice, camera, rasterizer)
+        lists = rasterizer.bin(projection, camera)
         now_s = self._clock()
         decided = self._scheduler.after_binning(shot, lists.work, (now_s - start_s) * 1000, now_s)
         if decided is not choice:
             choice, camera = decided, _camera(spec, decided)
-            projection = self._rasterizer.project(spec.scene.ranked.at(choice.option.rung), camera, spec.sh_degree)
-            lists = self._rasterizer.bin(projection, camera)
-        picture = self._rasterizer.blend(projection, lists, camera, spec.background)
-        return choice, scale_up(to_pixels(picture.rgb), spec.camera.width, spec.camera.height), camera
+            projection = _project(spec, choice, camera, rasterizer)
+            lists = rasterizer.bin(projection, camera)
+        picture = rasterizer.blend(projection, lists, camera, spec.background, spec.with_depth)
+        return choice, develop(picture, spec.encoding, spec.camera.width, spec.camera.height, spec.channels), camera
 
     def _stages(self, shot: Shot, taken: Taken) -> tuple[Stage, ...]:
         """The stages beside what was predicted for them; what is left of the first promise is the queue."""
@@ -91,12 +107,17 @@ class SplatEngine:
         )
 
 
-def _encoded(work: Frame, pixels: Pixels) -> bytes:
+def _encoded(work: Frame, pixels: Developed) -> bytes:
     """The frame's bytes; of a film, those that are ready with it."""
     if work.film is not None:
-        return work.film.add(work.index, pixels)
+        return work.film.add(work.index, np.asarray(pixels, dtype=np.uint8))
     return encode(pixels, work.spec.encoding, work.spec.encoding_quality)
 
 
 def _camera(spec: FrameSpec, choice: Choice) -> Camera:
     return spec.camera.scaled(choice.option.rung.resolution_scale or 1.0)
+
+
+def _project(spec: FrameSpec, choice: Choice, camera: Camera, rasterizer: Rasterizer) -> Projection:
+    level = spec.scene.ranked.at(choice.option.rung)
+    return rasterizer.project(level, camera, spec.sh_degree, spec.antialiased)

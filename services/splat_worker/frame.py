@@ -6,7 +6,7 @@ from headway.engine import Batch
 from headway.planning import Choice
 from headway.ticket import Ticket
 from services.splat_worker.camera import Camera
-from services.splat_worker.encode import Encoding
+from services.splat_worker.encode import COLOR_ONLY, DEPTHS, Channels, Encoding
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.video import Film
 
@@ -23,6 +23,13 @@ class FrameSpec:
     """None: the scene's own."""
     encoding: Encoding
     encoding_quality: int
+    channels: Channels = COLOR_ONLY
+    """Of a frame in floats."""
+    antialiased: bool = False
+
+    @property
+    def with_depth(self) -> bool:
+        return not DEPTHS.isdisjoint(self.channels)
 
     @property
     def pixels(self) -> int:
@@ -48,6 +55,13 @@ class Shot(Batch[Frame]):
     choice: Choice
     slowness: float
     """How much slower than calibrated this host is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gang(Batch[Frame]):
+    """One step: frames of one scene and level side by side, each on a core of its own."""
+
+    shots: tuple[Shot, ...]
 
 
 @dataclass(frozen=True, slots=True)

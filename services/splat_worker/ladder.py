@@ -1,13 +1,12 @@
 """A scene's ladder: gaussians in order of importance, and rungs with the quality that was measured.
 
 A rung is a share of the gaussians and a share of the side length. Importance is the largest blending weight that a
-gaussian has in any pixel of a spread of views; stored in that order, a level is a prefix. PSNR to the top rung is
-measured on other cameras than those, after scaling up, in 8-bit pixels: what the caller gets.
+gaussian has in any pixel of a spread of views; stored in that order, a level is a prefix. PSNR and SSIM to the top rung
+are measured on other cameras than those, after scaling up, in 8-bit pixels: what the caller gets.
 """
 
 import hashlib
 import json
-import math
 import time
 import zipfile
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from headway.engine import Device
 from headway.quality import Ladder, Rung
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import Pixels, scale_up, to_pixels
+from services.splat_worker.likeness import psnr_db, ssim
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.scene import FloatArray, Scene
-from services.splat_worker.views import Pose, orbit
+from services.splat_worker.views import Pose, inside, orbit
 
 Order = npt.NDArray[np.int64]
 Progress = Callable[[str, float], None]
@@ -36,12 +36,12 @@ SETTINGS = (
     (1.0, 1.0), (0.85, 1.0), (0.85, 0.75), (0.7, 0.75), (0.7, 0.5), (0.5, 0.5), (0.35, 0.5),
     (0.25, 0.375), (0.15, 0.25),
 )  # fmt: skip
-ORDER_VIEWS, ORDER_PX = 32, 256
+ORDER_VIEWS, INSIDE_VIEWS, ORDER_PX = 32, 8, 256
 SUBSET = 0.3  # share of the scene in the random subset that a view is of
 SCORE_VIEWS, SCORE_PX = 6, 384
 _ORDER_START, _SCORE_START = 0.0, 0.37  # shares of a turn: no camera is in both sets
 _WORST_DB, _SPAN_DB = 20.0, 25.0
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ def importance_order(scene: Scene, home: Pose, bench: Bench, progress: Progress 
     Deterministic."""
     rng = np.random.default_rng(0)
     seen = np.zeros(scene.count, dtype=np.float32)
-    for done, pose in enumerate(orbit(home, ORDER_VIEWS, _ORDER_START)):
-        progress("order", done / ORDER_VIEWS)
+    poses = orbit(home, ORDER_VIEWS, _ORDER_START) + inside(home, INSIDE_VIEWS)
+    for done, pose in enumerate(poses):
+        progress("order", done / len(poses))
         subset = np.sort(rng.permutation(scene.count)[: max(1, round(SUBSET * scene.count))])
         covered = bench.weights(scene.permuted(subset), pose.camera(ORDER_PX, ORDER_PX))
         seen[subset] = np.maximum(seen[subset], covered)
@@ -127,12 +128,14 @@ def measure(ranked: Scene, home: Pose, bench: Bench, progress: Progress = unwatc
     for done, (share, scale) in enumerate(SETTINGS[1:], start=1):
         progress("ladder", done / len(SETTINGS))
         level = ranked.prefix(level_count(ranked, share))
-        psnr_db = _psnr_db([bench.pixels(level, camera, scale) for camera in cameras], tops)
+        frames = [bench.pixels(level, camera, scale) for camera in cameras]
+        psnr = psnr_db(frames, tops)
         rungs.append(
             Rung(
                 label=_label(share, scale),
-                quality=round(normalised(psnr_db), 4),
-                psnr_db=round(psnr_db, 2),
+                quality=round(normalised(psnr), 4),
+                psnr_db=round(psnr, 2),
+                ssim=round(float(np.mean([ssim(*pair) for pair in zip(frames, tops, strict=True)])), 4),
                 gaussian_share=share,
                 resolution_scale=scale,
             )
@@ -150,21 +153,23 @@ def _is_best(rung: Rung, cheaper: list[Rung]) -> bool:
     return all(rung.quality > other.quality for other in cheaper)
 
 
-def _psnr_db(frames: list[Pixels], tops: list[Pixels]) -> float:
-    """PSNR of all frames together, at most 99 dB."""
-    pairs = zip(frames, tops, strict=True)
-    errors = [np.mean((frame.astype(np.float64) - top) ** 2) for frame, top in pairs]
-    mean = float(np.mean(errors)) / 255**2
-    return 99.0 if mean < 10**-9.9 else -10 * math.log10(mean)
-
-
 def _label(share: float, scale: float) -> str:
     return f"{share * 100:g}%@{scale:g}"
 
 
 def _measurement_key(home: Pose) -> str:
     """What else the result depends on, as part of a file name."""
-    settings = (_CACHE_VERSION, asdict(home), SETTINGS, ORDER_VIEWS, ORDER_PX, SUBSET, SCORE_VIEWS, SCORE_PX)
+    settings = (
+        _CACHE_VERSION,
+        asdict(home),
+        SETTINGS,
+        ORDER_VIEWS,
+        INSIDE_VIEWS,
+        ORDER_PX,
+        SUBSET,
+        SCORE_VIEWS,
+        SCORE_PX,
+    )
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

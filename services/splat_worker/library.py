@@ -1,21 +1,15 @@
-"""The scenes of a worker: every file in its folder that can be read, ranked, by name."""
+"""Which scenes a worker has, which of them are in memory, and who must go when others need the room. Decides; loads
+nothing."""
 
-import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from headway.errors import BadInput
-from services.splat_worker.card import SceneCard, read_cards
-from services.splat_worker.ladder import Bench, RankedScene, rank
-from services.splat_worker.readers import SUFFIXES, read_scene
-from services.splat_worker.scene import Scene, SceneLimits
-from services.splat_worker.views import default_pose
-
-log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from headway.errors import NotFound, Shed
+from headway.quality import Ladder
+from headway.worker import LoadedAsset
+from services.splat_worker.folder import SceneFile
+from services.splat_worker.ladder import RankedScene
+from services.splat_worker.views import Pose
 
 
 class LibraryError(Exception):
@@ -33,61 +27,123 @@ class LoadedScene:
     def hash(self) -> str:
         return self.ranked.scene.scene_id
 
-
-def load_library(
-    folder: Path, limits: SceneLimits, most: int, bench: Bench, cache: Path | None
-) -> tuple[LoadedScene, ...]:
-    """All scenes of the folder, by name. Blocks.
-
-    A file that is no good is left out and logged with its reason: it must not keep the others from being served.
-    Raises LibraryError when the folder, its card, or all of its files are no good.
-    """
-    if not folder.is_dir():
-        raise LibraryError("is not a folder")
-    try:
-        cards = read_cards(folder)
-    except (BadInput, OSError) as error:
-        raise LibraryError(str(error)) from error
-    paths = list(_scene_files(folder))
-    if len(paths) > most:
-        raise LibraryError(f"holds {len(paths)} scenes; max_scenes is {most}")
-    loaded, problems = [], []
-    for name, path in paths:
-        try:
-            loaded.append(_load(name, path, limits, cards.get(name), bench, cache))
-        except (BadInput, OSError) as error:
-            problems.append(f"{path.name}: {error}")
-            log.error("scene %s is left out: %s", path.name, error)
-    if not loaded:
-        raise LibraryError("; ".join(problems) or f"holds no file that ends in {' or '.join(SUFFIXES)}")
-    return tuple(loaded)
+    @property
+    def asset(self) -> LoadedAsset:
+        """As plans and answers name it."""
+        return LoadedAsset(self.name, self.hash, self.ranked.ladder)
 
 
-def _scene_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and file of each scene, in order of their names; the first file of a name counts."""
-    seen: set[str] = set()
-    for path in sorted(folder.iterdir()):
-        name = path.name.removesuffix(path.suffix).removesuffix(".compressed")
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if not _NAME.fullmatch(name) or name in seen:
-            log.error("scene %r is left out: its name is taken or not of letters, digits, dot, dash", path.name)
-            continue
-        seen.add(name)
-        yield name, path
+@dataclass(frozen=True, slots=True)
+class SceneFacts:
+    """What stays known of a scene when it is not in memory."""
+
+    name: str
+    hash: str
+    gaussians: int
+    dropped: int
+    sh_degree: int
+    memory_bytes: int
+    ladder: Ladder
+    home: Pose
+
+    @property
+    def asset(self) -> LoadedAsset:
+        """As a worker describes it."""
+        return LoadedAsset(self.name, self.hash, self.ladder)
 
 
-def _load(
-    name: str, path: Path, limits: SceneLimits, card: SceneCard | None, bench: Bench, cache: Path | None
-) -> LoadedScene:
-    scene = read_scene(path, limits)
-    if scene.dropped:
-        log.warning("scene %s: %d gaussians are not finite or degenerate and were dropped", name, scene.dropped)
-    return LoadedScene(name, _ranked(scene, card, bench, cache))
+@dataclass(slots=True)
+class Entry:
+    """A scene in service."""
+
+    facts: SceneFacts
+    file: SceneFile
+    loaded: LoadedScene | None
+    """None while it is evicted."""
+    reload_s: float
+    """What the next load should take, from the last."""
+    used: int = 0
+    """Grows with every use, over all entries."""
+    pinned: bool = False
 
 
-def _ranked(scene: Scene, card: SceneCard | None, bench: Bench, cache: Path | None) -> RankedScene:
-    """By its card where that was made for this very scene, else measured now or as cached."""
-    if card is not None and card.ladder is not None and card.scene_id == scene.scene_id:
-        return RankedScene(scene, card.ladder, card.home)
-    return rank(scene, default_pose(scene) if card is None else card.home, bench, cache)
+def facts_of(scene: LoadedScene) -> SceneFacts:
+    """What to remember of a scene."""
+    gaussians = scene.ranked.scene
+    return SceneFacts(
+        name=scene.name,
+        hash=scene.hash,
+        gaussians=gaussians.count,
+        dropped=gaussians.dropped,
+        sh_degree=gaussians.sh_degree,
+        memory_bytes=gaussians.memory_bytes,
+        ladder=scene.ranked.ladder,
+        home=scene.ranked.home,
+    )
+
+
+class Library:
+    """The scenes in service, within a budget of memory. Belongs to one thread."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        """`memory_bytes`: most that loaded scenes may take together; frames in flight may keep an old one beside."""
+        self._memory_bytes = memory_bytes
+        self._entries: dict[str, Entry] = {}
+        self._uses = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    @property
+    def loaded_bytes(self) -> int:
+        return sum(entry.facts.memory_bytes for entry in self if entry.loaded is not None)
+
+    def find(self, name: str) -> Entry:
+        """The scene of this name or hash, the first when `name` is empty; it counts as used now. Raises NotFound."""
+        for entry in self:
+            if name in ("", entry.facts.name, entry.facts.hash):
+                self._uses += 1
+                entry.used = self._uses
+                return entry
+        raise NotFound("scene", name, [entry.facts.name for entry in self])
+
+    def has_room(self, scene_bytes: int, name: str) -> bool:
+        """Whether a scene fits as it is; the one of its own name, which it replaces, does not count."""
+        return self._taken_beside(name) + scene_bytes <= self._memory_bytes
+
+    def make_room(self, scene_bytes: int, name: str) -> None:
+        """Evicts what was not used for longest and is not pinned, until a scene fits.
+
+        Raises Shed, and evicts nothing, when that would not do.
+        """
+        pinned = sum(e.facts.memory_bytes for e in self if e.pinned and e.loaded and e.facts.name != name)
+        if pinned + scene_bytes > self._memory_bytes:
+            raise Shed(
+                f"scene {name!r} takes {scene_bytes} bytes and pinned scenes {pinned}; "
+                f"scene_memory_mb allows {self._memory_bytes} bytes"
+            )
+        evictable = [entry for entry in self if entry.loaded and not entry.pinned and entry.facts.name != name]
+        for entry in sorted(evictable, key=lambda each: each.used):
+            if self.has_room(scene_bytes, name):
+                return
+            entry.loaded = None
+
+    def take(self, scene: LoadedScene, file: SceneFile, reload_s: float, *, keep: bool = True) -> Entry:
+        """Puts a scene into service, in place of the one of its name; without `keep` it stays evicted."""
+        old = self._entries.get(scene.name)
+        self._uses += 1
+        entry = Entry(facts_of(scene), file, scene if keep else None, reload_s, self._uses)
+        if old is not None:
+            entry.pinned = old.pinned
+        self._entries[scene.name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Takes a scene out of service."""
+        del self._entries[name]
+
+    def _taken_beside(self, name: str) -> int:
+        return self.loaded_bytes - sum(e.facts.memory_bytes for e in self if e.loaded and e.facts.name == name)

@@ -5,29 +5,34 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import grpc
-import numba
+import numpy as np
 
-from headway.calibration import cache_folder, calibrated
+from headway.calibration import cache_folder
 from headway.config import load
 from headway.device import DeviceClient
+from headway.engine import Pulse
 from headway.engine_loop import EngineLoop
+from headway.quality import Ladder
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
 from headway.v1 import common_pb2, splat_pb2_grpc, worker_pb2
-from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
+from headway.worker import Identity, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.splat_worker import costs
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame
-from services.splat_worker.ladder import Bench
-from services.splat_worker.library import LibraryError, LoadedScene, load_library
+from services.splat_worker.gang import Crew
+from services.splat_worker.ladder import RankedScene
+from services.splat_worker.library import Library, LibraryError, LoadedScene
+from services.splat_worker.loading import Loader
 from services.splat_worker.rasterizer import Rasterizer, max_threads
 from services.splat_worker.scene import SceneLimits
+from services.splat_worker.scenes import Scenes
 from services.splat_worker.scheduler import SplatScheduler
 from services.splat_worker.servicer import SplatServicer
 
@@ -43,25 +48,32 @@ OVERHEAD_MS = 1.0
 async def build(config: SplatWorkerConfig, service: Service) -> Served:
     """Loads, ranks and calibrates the scenes, then starts the engine. Raises StartError that names the setting."""
     threads = min(config.threads or os.cpu_count() or 1, max_threads())
-    device = DeviceClient(config.device_socket)
-    service.closing.callback(device.close)
-    rasterizer = Rasterizer(threads)
-    scenes = await asyncio.to_thread(_load, config, Bench(rasterizer, device))
-    scheduler = await asyncio.to_thread(_scheduler, config, scenes, rasterizer, device)
+    device = _device(config, service)
+    scenes = _scenes(config, service, threads, device)
+    try:
+        await scenes.start()
+    except LibraryError as error:
+        raise StartError(f"scenes {config.scenes}: {error}") from error
+    rasterizer, crew, scheduler = Rasterizer(threads), Crew(threads), _scheduler(config, scenes)
+    service.closing.callback(crew.close)
     loop: EngineLoop[Frame] = EngineLoop(
         scheduler,
-        SplatEngine(rasterizer, scheduler, service.clock),
+        SplatEngine(rasterizer, scheduler, service.clock, crew),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", 1),
+        observer=LoopObserver(service, "splat", threads),
         name="splat",
-        pulse=costs.pulse(scenes[0], rasterizer, scheduler.costs[scenes[0].hash]),
-        policy=worker_policy(config, [scene.ranked.ladder for scene in scenes]),
+        pulse=_pulse(scenes, rasterizer),
+        policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
-    identity = _identity(config, scenes, threads)
-    runtime = WorkerRuntime(service, config, identity, loop, partial(_report, scheduler, loop, scenes))
+    runtime = WorkerRuntime(
+        service, config, _identity(config, scenes, threads), loop, partial(_report, scheduler, loop, scenes)
+    )
+    scenes.changed = partial(_publish, scenes, runtime)
+    tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
+    service.closing.callback(tasks.create_task(scenes.follow_folder(config.scene_poll_s)).cancel)
     servicer = SplatServicer(runtime, scenes, scheduler)
 
     def add(server: grpc.aio.Server) -> None:
@@ -77,41 +89,55 @@ def main() -> None:
     run(config, "splat-worker", partial(build, config), span=Span.WORKER_CALL)
 
 
-def _load(config: SplatWorkerConfig, bench: Bench) -> tuple[LoadedScene, ...]:
-    limits = SceneLimits(config.max_gaussians, config.max_file_mib << 20)
-    try:
-        return load_library(config.scenes, limits, config.max_scenes, bench, cache_folder(config.cache_dir))
-    except LibraryError as error:
-        raise StartError(f"scenes {config.scenes}: {error}") from error
+def _device(config: SplatWorkerConfig, service: Service) -> DeviceClient:
+    device = DeviceClient(config.device_socket)
+    service.closing.callback(device.close)
+    return device
 
 
-def _scheduler(
-    config: SplatWorkerConfig, scenes: Sequence[LoadedScene], rasterizer: Rasterizer, device: DeviceClient
-) -> SplatScheduler:
-    folder = cache_folder(config.cache_dir)
-    found = {}
-    for scene in scenes:
-        labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
-        host = (ENGINE, numba.__version__, str(rasterizer.threads))
-        key = ("splat 2", *host, scene.hash, str(scene.ranked.home), labels)
-        curves = calibrated(
-            folder,
-            key=key,
-            measure=partial(costs.measure, scene, rasterizer, device),
-            probe=partial(costs.probe, scene, rasterizer, device),
-        )
-        found[scene.hash] = costs.scene_costs(curves)
+def _scenes(config: SplatWorkerConfig, service: Service, threads: int, device: DeviceClient) -> Scenes:
+    limits, memory_bytes = SceneLimits(config.max_gaussians, config.max_file_mib << 20), config.scene_memory_mb * 10**6
+    # A link of its own to the arbiter: on the engine's, a load that waits would hold the engine up. Where there is no
+    # arbiter, the engine's link is the lock that keeps frames and loads from being measured on top of each other.
+    loads_device = device if config.device_socket is None else _device(config, service)
+    loader = Loader(
+        config.scenes, limits, Rasterizer(threads), loads_device, cache_folder(config.cache_dir), engine=ENGINE
+    )
+    scenes = Scenes(
+        config.scenes, Library(memory_bytes), loader, service.clock, most=config.max_scenes, most_bytes=memory_bytes
+    )
+    service.closing.push_async_callback(scenes.close)
+    return scenes
+
+
+def _scheduler(config: SplatWorkerConfig, scenes: Scenes) -> SplatScheduler:
     return SplatScheduler(
-        costs=found,
+        costs=scenes.costs,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
         overhead_ms=OVERHEAD_MS,
     )
 
 
-def _report(
-    scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Sequence[LoadedScene], state: worker_pb2.WorkerState
-) -> None:
+def _pulse(scenes: Scenes, rasterizer: Rasterizer) -> Pulse:
+    """Of the first scene's lowest level, copied: the scene itself must not be kept in memory by it."""
+    scene = next(entry.loaded for entry in scenes.entries if entry.loaded is not None)
+    lowest = scene.ranked.ladder.rungs[-1]
+    level = scene.ranked.at(lowest)
+    copied = level.permuted(np.arange(level.count))
+    whole = replace(lowest, gaussian_share=1.0)
+    small = LoadedScene(scene.name, RankedScene(copied, Ladder((whole,)), scene.ranked.home))
+    return costs.pulse(small, rasterizer, scenes.costs[scene.hash])
+
+
+def _publish(scenes: Scenes, runtime: WorkerRuntime) -> None:
+    """Tells those who watch the worker when other scenes can be asked for."""
+    assets = tuple(entry.facts.asset for entry in scenes.entries)
+    if assets != runtime.identity.assets:
+        runtime.replace_assets(assets)
+
+
+def _report(scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Scenes, state: worker_pb2.WorkerState) -> None:
     """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have; and what
     is kept free for paths."""
     del state.step_costs[:]
@@ -120,16 +146,16 @@ def _report(
     for due_s, ms in scheduler.ahead.scaled(scale.mean_ms):
         due_in_ms = (due_s - setting.now_s) * 1000
         state.loads.add(due_in_ms=due_in_ms, items=1, setup_mean_ms=ms, priority=common_pb2.PRIORITY_NORMAL)
-    for scene in scenes:
-        for rung in scene.ranked.ladder.rungs:
-            calibrated_cost = scheduler.costs[scene.hash].frame(rung.label, REPORTED_PIXELS, Encoding.PNG)
+    for entry in scenes.entries:
+        for rung in entry.facts.ladder.rungs:
+            calibrated_cost = scheduler.costs[entry.facts.hash].frame(rung.label, REPORTED_PIXELS, Encoding.PNG)
             cost = calibrated_cost.scaled(scale)
             state.step_costs.add(
-                asset_hash=scene.hash, rung=rung.label, batch=1, mean_ms=cost.mean_ms, var_ms2=cost.var_ms2
+                asset_hash=entry.facts.hash, rung=rung.label, batch=1, mean_ms=cost.mean_ms, var_ms2=cost.var_ms2
             )
 
 
-def _identity(config: SplatWorkerConfig, scenes: Sequence[LoadedScene], threads: int) -> Identity:
+def _identity(config: SplatWorkerConfig, scenes: Scenes, threads: int) -> Identity:
     return Identity(
         worker_id=f"splat-{secrets.token_hex(4)}",
         kind=common_pb2.KIND_SPLAT,
@@ -138,7 +164,7 @@ def _identity(config: SplatWorkerConfig, scenes: Sequence[LoadedScene], threads:
         device_id=config.device_id or f"cpu:{socket.gethostname()}",
         precision=PRECISION,
         threads=threads,
-        assets=tuple(LoadedAsset(scene.name, scene.hash, scene.ranked.ladder) for scene in scenes),
+        assets=tuple(entry.facts.asset for entry in scenes.entries),
     )
 
 

@@ -47,6 +47,7 @@ class Path:
             cy=(1 - share) * before.cy + share * after.cy,
             width=before.width,
             height=before.height,
+            whole=before.whole,
         )
 
     @cached_property

@@ -21,12 +21,15 @@ class PathSpec:
     """What was asked for, checked."""
 
     first: FrameSpec
-    """The first frame; the others differ in their cameras alone."""
+    """A frame of the path; the others differ in their cameras alone."""
     path: Path
     frames_per_second: float | None
     """None: as fast as can be."""
     start_delay_s: float
     video: bool
+    first_frame: int
+    video_frames_per_second: float | None
+    """None: as they are paced, or else the default."""
 
 
 def read_path(request: splat_pb2.RenderPathRequest, scene: LoadedScene, max_message_bytes: int) -> PathSpec:
@@ -43,6 +46,8 @@ def read_path(request: splat_pb2.RenderPathRequest, scene: LoadedScene, max_mess
         frames_per_second=request.frames_per_second or None,
         start_delay_s=_start_delay_s(request),
         video=request.video != splat_pb2.VIDEO_FORMAT_UNSPECIFIED,
+        first_frame=request.first_frame,
+        video_frames_per_second=request.video_frames_per_second or None,
     )
 
 
@@ -53,11 +58,15 @@ def _problems(request: splat_pb2.RenderPathRequest) -> Iterator[tuple[str, str]]
     count = (len(request.cameras) - 1) * (request.frames_between + 1) + 1
     if count > MAX_FRAMES:
         yield "frames_between", f"makes a path of {count} frames; at most {MAX_FRAMES} are rendered"
+    if request.first_frame >= count:
+        yield "first_frame", f"{request.first_frame}; the path has {count} frames, counted from 0"
     pixels = count * request.options.width * request.options.height
     if pixels > MAX_PATH_PIXELS:
         yield "options.width", f"makes a path of {pixels} pixels in all; at most {MAX_PATH_PIXELS} are rendered"
-    if not 0 <= request.frames_per_second <= MAX_FRAMES_PER_SECOND:  # also refuses NaN
-        yield "frames_per_second", f"{request.frames_per_second}; must be 0 to {MAX_FRAMES_PER_SECOND:g}"
+    for field in ("frames_per_second", "video_frames_per_second"):
+        rate = getattr(request, field)
+        if not 0 <= rate <= MAX_FRAMES_PER_SECOND:  # also refuses NaN
+            yield field, f"{rate}; must be 0 to {MAX_FRAMES_PER_SECOND:g}"
     delay_s = _start_delay_s(request)
     if not 0 < delay_s <= 3600:
         yield "start_delay", f"{delay_s} s; must be above 0 and at most an hour"
@@ -83,9 +92,8 @@ def _start_delay_s(request: splat_pb2.RenderPathRequest) -> float:
 
 
 def _key(request: splat_pb2.RenderPathRequest, index: int, scene: LoadedScene) -> Camera:
-    options = request.options
     try:
-        return read_camera(request.cameras[index], scene.ranked.home, options.width, options.height)
+        return read_camera(request.cameras[index], scene.ranked.home, request.options)
     except BadInput as error:
         renamed = {
             field.replace("camera.", f"cameras[{index}].", 1): problem for field, problem in error.violations.items()

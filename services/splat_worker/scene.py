@@ -89,7 +89,7 @@ class Scene:
         )
 
 
-_ARRAY_NAMES = ("means", "quats", "scales", "opacities", "sh")
+ARRAY_NAMES = ("means", "quats", "scales", "opacities", "sh")
 
 
 def build_scene(raw: Gaussians) -> Scene:
@@ -119,7 +119,7 @@ def build_scene(raw: Gaussians) -> Scene:
 
 
 def _arrays(gaussians: Gaussians | Scene) -> Iterator[FloatArray]:
-    return (getattr(gaussians, name) for name in _ARRAY_NAMES)
+    return (getattr(gaussians, name) for name in ARRAY_NAMES)
 
 
 def _check_shapes(raw: Gaussians) -> None:
@@ -128,7 +128,7 @@ def _check_shapes(raw: Gaussians) -> None:
     if coefficients not in SH_COEFFICIENTS:
         raise BadInput("sh", f"{coefficients} coefficients per channel; must be one of {SH_COEFFICIENTS}")
     wanted = ((count, 3), (count, 4), (count, 3), (count,), (count, coefficients, 3))
-    for name, array, shape in zip(_ARRAY_NAMES, _arrays(raw), wanted, strict=True):
+    for name, array, shape in zip(ARRAY_NAMES, _arrays(raw), wanted, strict=True):
         if array.shape != shape:
             raise BadInput(name, f"shape {array.shape}; must be {shape}")
 

@@ -59,6 +59,21 @@ def orbit(home: Pose, count: int, start: float = 0.0) -> list[Pose]:
     return poses
 
 
+def inside(home: Pose, count: int) -> list[Pose]:
+    """`count` poses near `home`'s target that look outwards, turning evenly, level to a little down and up: what is
+    seen from within a room or a crowd, which no orbit sees."""
+    target = np.array(home.target)
+    side, ahead, above = _frame(np.array(home.up))
+    reach = 0.15 * float(np.linalg.norm(np.array(home.position) - target))
+    poses = []
+    for index in range(count):
+        turn = 2 * math.pi * index / count
+        outwards = math.cos(turn) * ahead + math.sin(turn) * side + 0.3 * (index % 3 - 1) * above
+        place = target + reach * outwards
+        poses.append(Pose(_vector(place), _vector(place + outwards), home.up, home.field_of_view_deg))
+    return poses
+
+
 def _frame(up: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
     """Two level axes and the upward one, orthonormal."""
     above = up / np.linalg.norm(up)

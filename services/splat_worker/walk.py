@@ -49,6 +49,7 @@ class _Begun:
     """A frame that the engine loop has taken, or will not take."""
 
     index: int
+    """Its place in the path."""
     work: Frame | None = None
     events: "AsyncGenerator[object, None] | None" = None
     skipped: errors_pb2.ErrorReason = errors_pb2.ERROR_REASON_UNSPECIFIED
@@ -87,13 +88,13 @@ class Walk:
         self._first = replace(spec.first, encoding=encoding)
         self.film: Film | None = None
         if spec.video:
-            quality = spec.first.encoding_quality
-            self.film = Film(camera.width, camera.height, spec.frames_per_second, quality)
+            quality, rate = spec.first.encoding_quality, spec.video_frames_per_second or spec.frames_per_second
+            self.film = Film(camera.width, camera.height, rate, quality)
         self._timetable = Timetable(
             arrival_s=whole.budget.arrival_s,
             target_s=whole.target_s,
             due_s=whole.budget.due_s,
-            count=spec.path.count,
+            count=spec.path.count - spec.first_frame,
             frames_per_second=spec.frames_per_second,
             start_delay_s=spec.start_delay_s,
         )
@@ -143,7 +144,8 @@ class Walk:
         reserve_s, due_s = self._whole.budget.reserve_s, self._timetable.frame_due_s(index)
         budget = Budget(arrival_s=now_s, deadline_s=due_s + reserve_s, reserve_s=reserve_s)
         ticket = Ticket(budget, self._whole.wish, self._timetable.frame_target_s(index), follows=index > 0)
-        return Frame(ticket, replace(self._first, camera=self._spec.path.camera(index)), self.film, index)
+        place = self._spec.first_frame + index
+        return Frame(ticket, replace(self._first, camera=self._spec.path.camera(place)), self.film, place)
 
     async def _begin(self, index: int, *, first: bool = False) -> _Begun:
         """Gives a frame to the engine loop. Where that refuses, it is skipped; with the first, the path is refused."""
@@ -155,8 +157,8 @@ class Walk:
         except Refused as refusal:
             if first:
                 raise
-            return _Begun(index, skipped=refusal.reason)
-        return _Begun(index, work, events)
+            return _Begun(work.index, skipped=refusal.reason)
+        return _Begun(work.index, work, events)
 
     def _keep_free(self, begun: int, work: Frame) -> None:
         lowest = self._scheduler.frame(work, work.ticket.wish.allowed[-1].label)

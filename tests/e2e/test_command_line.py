@@ -54,6 +54,23 @@ def test_a_frame_is_written_in_the_format_of_its_name(mesh: Mesh, tmp_path: Path
             assert (image.format, image.size) == (found, (96, 64))
 
 
+def test_a_path_becomes_a_video_or_a_folder_of_frames(mesh: Mesh, tmp_path: Path) -> None:
+    keys = [{"position": [x, 1.5, 4], "target": [0, 0.5, 0]} for x in (-1, 1)]
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps({"cameras": keys, "frames_between": 3}))
+    given = ("--path", path, "--width", 96, "--height", 64, "--deadline", "20s", "--address", mesh.address)
+    film = headway("render", "still-life", "-o", tmp_path / "film.mp4", "--fps", 5, *given)
+    assert film.returncode == 0, film.stderr
+    assert "of 5 frames" in film.stderr
+    assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
+    frames = headway("render", "still-life", "-o", tmp_path / "frames", "--format", "jpeg", *given)
+    assert frames.returncode == 0, frames.stderr
+    files = sorted((tmp_path / "frames").iterdir())
+    assert [file.name for file in files] == [f"frame-{index:05d}.jpeg" for index in range(5)]
+    with Image.open(files[0]) as image:
+        assert (image.format, image.size) == ("JPEG", (96, 64))
+
+
 def test_refusals_are_typed_and_have_their_exit_codes(mesh: Mesh, tmp_path: Path) -> None:
     at = ("--address", mesh.address)
     hopeless = headway("render", "x", "-o", tmp_path / "x.png", "--deadline", "1ms", *at)

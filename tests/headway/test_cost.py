@@ -108,3 +108,11 @@ def test_a_scale_settles_at_what_was_measured_at_rest() -> None:
     scale.settle(0.25)
     assert scale.value.mean_ms == 0.25
     assert scale.value.var_ms2 == unsteady.var_ms2 / 2
+
+
+def test_a_load_larger_than_a_step_costs_what_was_measured_where_it_was():
+    curve = StepCurve(((1, Cost(10.0)), (16, Cost(160.0)), (128, Cost(1280.0))))
+    (finish,) = predict_finish([Load(1.0, 48, 2)], curve, 16)
+    assert finish.mean_ms == pytest.approx(960.0)
+    (finish,) = predict_finish([Load(1.0, 200, 1)], curve, 128)
+    assert finish.mean_ms == pytest.approx(2560.0)

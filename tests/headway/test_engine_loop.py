@@ -216,6 +216,34 @@ async def test_the_loop_runs_the_policy_that_it_is_given() -> None:
     assert {ticket.plan.reason for ticket in tickets if ticket.plan} == {common_pb2.RUNG_REASON_POLICY}
 
 
+async def test_a_refusal_does_not_wait_for_a_decision_that_is_being_made() -> None:
+    rig = Rig(step_ms=10_000.0, max_batch=1)
+    rig.loop.start()
+    deciding, decided = threading.Event(), threading.Event()
+
+    def decide() -> None:
+        with rig.loop._changed:
+            deciding.set()
+            decided.wait(60)
+
+    async with rig.loop.submit(make(budget_s=19)):
+        holder = threading.Thread(target=decide)
+        holder.start()
+        await asyncio.to_thread(deciding.wait)
+        try:
+            with pytest.raises(Shed):
+                async with rig.loop.submit(make(budget_s=18)):
+                    pass
+            with pytest.raises(BudgetTooSmall):
+                async with rig.loop.submit(make(budget_s=5)):
+                    pass
+        finally:
+            decided.set()
+            holder.join()
+    rig.engine.gate.set()
+    await rig.loop.stop()
+
+
 async def test_leaving_cancels_within_one_step(rig: Rig) -> None:
     async with rig.loop.submit(make()) as ticket:
         pass

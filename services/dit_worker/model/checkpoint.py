@@ -1,5 +1,7 @@
 """A model's folder: `model.safetensors` (fp16), `config.json` (what it is), `card.json` (how good it is).
 
+A model of latents has a folder `vae` beside them (see `decoder`); its hash stands in config.json as `decoder_sha256`.
+
 A checkpoint is read as an attacker's file would be: sizes are bounded before anything is read, the header is
 compared with the topology before any tensor is made, and the weights must hash to what config and card say.
 """
@@ -11,28 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from services.dit_worker.model.decoder import VAE, Decoder, Pixels, load_decoder
 from services.dit_worker.model.dit import Dit
+from services.dit_worker.model.tensors import CheckpointError as CheckpointError
+from services.dit_worker.model.tensors import check_size, read_tensors
+from services.dit_worker.model.tensors import sha256_of as sha256_of
 from services.dit_worker.model.topology import Topology, TopologyError
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 MAX_JSON_BYTES = 256 * 1024
-MAX_HEADER_BYTES = 1024 * 1024
+DTYPES = ("F16",)
 MAX_LADDER_STEPS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class CheckpointError(ValueError):
-    """A model folder that cannot be served; `field` names the file and the part of it that is wrong."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,7 @@ class Config:
     ladder: tuple[int, ...]
     weights_sha256: str
     training: dict[str, Any]
+    decoder_sha256: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -62,7 +58,8 @@ class Config:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        decoder = {} if self.decoder_sha256 is None else {"decoder_sha256": self.decoder_sha256}
+        return decoder | {
             "format": FORMAT,
             "name": self.name,
             "topology": self.topology.as_dict(),
@@ -76,11 +73,12 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded model in evaluation mode, fp32, and its ladder, best first."""
+    """A loaded model in evaluation mode, fp32, its ladder, best first, and what makes images of its samples."""
 
     config: Config
     network: Dit
     rungs: tuple[MeasuredRung, ...]
+    decoder: Decoder
 
 
 def save(folder: Path, network: Dit, draft: Config) -> Config:
@@ -96,7 +94,7 @@ def save(folder: Path, network: Dit, draft: Config) -> Config:
 def load(folder: Path) -> Checkpoint:
     """Read a whole model folder; raises CheckpointError unless it is what its card measured."""
     config, network = load_weights(folder)
-    return Checkpoint(config, network, read_rungs(folder, config))
+    return Checkpoint(config, network, read_rungs(folder, config), _decoder(folder, config))
 
 
 def load_weights(folder: Path) -> tuple[Config, Dit]:
@@ -105,10 +103,10 @@ def load_weights(folder: Path) -> tuple[Config, Dit]:
     path = folder / WEIGHTS
     network = Dit.empty(config.topology)
     expected = network.state_dict()
-    _check_size(path, sum(2 * tensor.numel() for tensor in expected.values()))
+    check_size(path, expected, DTYPES)
     if (digest := sha256_of(path)) != config.weights_sha256:
         raise CheckpointError(WEIGHTS, f"hash is {digest[:12]}..., {CONFIG} says {config.weights_sha256[:12]}...")
-    network.load_state_dict(_read_tensors(path, expected), assign=True)
+    network.load_state_dict(read_tensors(path, expected, DTYPES), assign=True)
     return config, network.float().eval().requires_grad_(False)
 
 
@@ -131,6 +129,7 @@ def read_config(folder: Path) -> Config:
         ladder=_ladder(_typed(raw, CONFIG, "ladder", list)),
         weights_sha256=_typed(raw, CONFIG, "weights_sha256", str),
         training=_typed(raw, CONFIG, "training", dict),
+        decoder_sha256=_typed(raw, CONFIG, "decoder_sha256", str) if "decoder_sha256" in raw else None,
     )
 
 
@@ -148,9 +147,10 @@ def read_rungs(folder: Path, config: Config) -> tuple[MeasuredRung, ...]:
     return rungs
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _decoder(folder: Path, config: Config) -> Decoder:
+    if config.decoder_sha256 is None:
+        return Pixels()
+    return load_decoder(folder / VAE, config.topology.image_shape, config.decoder_sha256)
 
 
 def _rung(entry: object) -> MeasuredRung:
@@ -176,42 +176,6 @@ def _ladder(steps: list[Any]) -> tuple[int, ...]:
         limit = f"must be falling step counts in 1..{MAX_LADDER_STEPS}"
         raise CheckpointError(f"{CONFIG} ladder", f"{limit}, got {steps!r}")
     return tuple(steps)
-
-
-def _check_size(path: Path, tensor_bytes: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(path.name, f"cannot be read: {error.strerror}") from error
-    if not tensor_bytes <= size <= tensor_bytes + MAX_HEADER_BYTES:
-        raise CheckpointError(path.name, f"is {size} bytes, the topology needs {tensor_bytes} and a header")
-
-
-def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_names(set(file.keys()), set(expected))
-            for key, like in expected.items():
-                _check_header(key, file.get_slice(key), like)
-            tensors = {key: file.get_tensor(key) for key in expected}
-    except SafetensorError as error:
-        raise CheckpointError(path.name, f"is not a whole safetensors file: {error}") from error
-    for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path.name} {key}", "holds NaN or infinity")
-    return tensors
-
-
-def _check_names(found: set[str], expected: set[str]) -> None:
-    if found != expected:
-        odd = sorted(found ^ expected)[0]
-        raise CheckpointError(f"{WEIGHTS} {odd}", "is missing" if odd in expected else "is not in the topology")
-
-
-def _check_header(key: str, part: Any, like: Tensor) -> None:
-    if part.get_dtype() != "F16" or list(part.get_shape()) != list(like.shape):
-        found = f"{part.get_dtype()} {list(part.get_shape())}"
-        raise CheckpointError(f"{WEIGHTS} {key}", f"must be F16 {list(like.shape)}, is {found}")
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""`python -m services.dit_worker.training`: train the digits model, export it, measure it."""
+"""One command that makes an image model: `python -m services.dit_worker.training --data shapes|digits`."""
 
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,60 +9,121 @@ import torch
 import typer
 
 from services.dit_worker.model import checkpoint
-from services.dit_worker.training import card, extractor
-from services.dit_worker.training.data import digits
+from services.dit_worker.model.topology import Topology
+from services.dit_worker.training import card, extractor, pictures
+from services.dit_worker.training.data import DataSet, digits
 from services.dit_worker.training.loop import Training, run
+from services.dit_worker.training.page import page
 from services.dit_worker.training.quality import Protocol, measure
-from services.dit_worker.training.recipe import DIGITS, LADDER, Recipe
+from services.dit_worker.training.recipe import DIGITS, DIGITS_RECIPE, LADDER, SHAPES, SHAPES_RECIPE, Recipe
+from services.dit_worker.training.shapes.data_set import shapes_data
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
-
-RunFolder = Annotated[Path, typer.Option(help="Folder of the run's state; a run found there is resumed.")]
-ModelFolder = Annotated[Path, typer.Option(help="Folder of the shipped model.")]
-Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, batches, noise and times.")]
-RUN, MODEL = Path("build/dit-digits"), Path("models/dit-digits")
-STEPS, EXTRACTOR_SEED = Recipe().steps, 0
+EXTRACTOR_SEED = 0
+GUIDANCES = (1.5, 2.0)
 
 
-@app.callback()
-def one_thread() -> None:
-    """Every command runs on one CPU thread: sums in another order would change the last bits."""
-    torch.set_num_threads(1)
+class Kind(StrEnum):
+    SHAPES = "shapes"
+    DIGITS = "digits"
 
 
-@app.command()
-def train(run_folder: RunFolder = RUN, steps: Steps = STEPS, seed: Seed = 0) -> None:
-    """Train on scikit-learn's digits by Terminal Velocity Matching; 15 to 25 minutes."""
-    run(Training(Recipe(steps=steps, seed=seed), DIGITS, digits().train), run_folder)
+class Part(StrEnum):
+    TRAIN = "train"
+    JUDGE = "judge"
+    EXPORT = "export"
+    MEASURE = "measure"
 
 
-@app.command()
-def export(run_folder: RunFolder = RUN, model: ModelFolder = MODEL, steps: Steps = STEPS, seed: Seed = 0) -> None:
-    """Write the run's sampling weights as fp16, its config, and the extractor that DFD is measured on."""
-    data = digits()
-    training = Training(Recipe(steps=steps, seed=seed), DIGITS, data.train)
-    training.load(run_folder / "state.safetensors")
-    names = tuple(str(digit) for digit in range(DIGITS.classes))
-    guidance_max, record = training.recipe.guidance_max, training.record()
-    draft = checkpoint.Config("dit-digits", DIGITS, names, guidance_max, LADDER, "", record)
-    checkpoint.save(model, training.shipped(), draft)
-    extractor.save_extractor(extractor.train_extractor(data.train, EXTRACTOR_SEED), model)
+FEW_SEEDS = {Kind.SHAPES: 2, Kind.DIGITS: 8}
 
 
-@app.command(name="measure")
-def measure_model(
-    model: ModelFolder = MODEL,
-    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds.")] = Protocol().seeds,
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One model to make, and where."""
+
+    data: DataSet
+    topology: Topology
+    recipe: Recipe
+    out: Path
+    run_folder: Path
+
+    @property
+    def judge(self) -> extractor.Judge:
+        return extractor.JUDGES[self.data.name]
+
+    def training(self) -> Training:
+        return Training(self.recipe, self.topology, self.data.source)
+
+
+def main(
+    data: Annotated[Kind, typer.Option(help="What to train on.")] = Kind.SHAPES,
+    out: Annotated[Path | None, typer.Option(help="Folder of the finished model [models/dit-DATA].")] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the run's state; a run found there goes on [build/dit-DATA].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps [the recipe's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches, noise and times.")] = 0,
+    noise_seeds: Annotated[int, typer.Option(min=1, help="Noise seeds to measure with.")] = Protocol().seeds,
+    only: Annotated[Part | None, typer.Option(help="One part of the work alone.")] = None,
 ) -> None:
-    """Measure the shipped files and write card.json and README.md."""
-    data, judge = digits(), extractor.load_extractor(model)
-    config, network = checkpoint.load_weights(model)
-    measured = measure(network, judge, data, Protocol(seeds=seeds))
-    content = card.card(model, config, measured, judge, data)
-    card.write(model, content)
-    typer.echo(card.page(content))
+    """Trains by Terminal Velocity Matching, writes the fp16 checkpoint, and measures what was written.
+
+    Every part runs on one CPU thread: sums in another order would change the last bits.
+    """
+    torch.set_num_threads(1)
+    project = _project(data, out, run_folder, steps, seed)
+    if only in (None, Part.TRAIN):
+        run(project.training(), project.run_folder)
+    if only in (None, Part.JUDGE):
+        train_judge(project)
+    if only in (None, Part.EXPORT):
+        export(project)
+    if only in (None, Part.MEASURE):
+        typer.echo(measured_page(project, Protocol(seeds=noise_seeds, few_seeds=min(noise_seeds, FEW_SEEDS[data]))))
+
+
+def train_judge(project: Project) -> None:
+    """The extractor that DFD is measured on, from the data alone."""
+    project.out.mkdir(parents=True, exist_ok=True)
+    network = extractor.train_extractor(project.data, project.judge, EXTRACTOR_SEED)
+    extractor.save_extractor(network, project.out)
+    typer.echo(f"{network.accuracy(project.data.held_out):.1%} of held-out classes right")
+
+
+def export(project: Project) -> None:
+    """The run's sampling weights as fp16, and its config."""
+    data, training = project.data, project.training()
+    training.load(project.run_folder / "state.safetensors")
+    guidance_max, record = training.recipe.guidance_max, training.record()
+    name = f"dit-{data.name}"
+    draft = checkpoint.Config(name, project.topology, data.class_names, guidance_max, LADDER, "", record)
+    checkpoint.save(project.out, training.shipped(), draft)
+
+
+def measured_page(project: Project, protocol: Protocol) -> str:
+    """Measures the shipped files, writes card.json, README.md and samples.png, and returns the page."""
+    folder, data = project.out, project.data
+    judge = extractor.load_extractor(folder, project.judge)
+    config, network = checkpoint.load_weights(folder)
+    guidances = [weight for weight in GUIDANCES if weight <= config.guidance_max]
+    measured = measure(network, judge, data, protocol, config.ladder[0], guidances)
+    content = card.card(folder, config, measured, judge, data)
+    card.write(folder, content)
+    pictures.rung_sheet(network, config.ladder).save(folder / "samples.png")
+    return page(content)
+
+
+def _project(kind: Kind, out: Path | None, run_folder: Path | None, steps: int | None, seed: int) -> Project:
+    shapes = kind is Kind.SHAPES
+    recipe = SHAPES_RECIPE if shapes else DIGITS_RECIPE
+    return Project(
+        data=shapes_data(seed) if shapes else digits(),
+        topology=SHAPES if shapes else DIGITS,
+        recipe=replace(recipe, seed=seed, steps=recipe.steps if steps is None else steps),
+        out=out or Path(f"models/dit-{kind}"),
+        run_folder=run_folder or Path(f"build/dit-{kind}"),
+    )
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -1,5 +1,6 @@
 """What the model must beat: images without a network, and the same weights used without jumps."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,6 @@ from torch import Tensor
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.model.topology import Topology
 from services.dit_worker.training.data import Split
-
-EIGEN_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +29,11 @@ def class_gaussians(train: Split, labels: Tensor, generator: torch.Generator) ->
     """One draw a label from the Gaussian of that class's pixels; [n, channels, height, width]."""
     images = torch.empty(len(labels), *train.images.shape[1:])
     for label in range(int(labels.max()) + 1):
-        pixels = train.images[train.labels == label].flatten(1).double()
-        values, vectors = torch.linalg.eigh(torch.cov(pixels.T))
-        rows = labels == label
-        draws = torch.randn(int(rows.sum()), len(values), generator=generator, dtype=torch.float64)
-        spread = draws * values.clamp(min=EIGEN_FLOOR).sqrt() @ vectors.T
-        images[rows] = (pixels.mean(dim=0) + spread).float().view(-1, *train.images.shape[1:])
+        pixels = train.images[train.labels == label].flatten(1)
+        mean, rows = pixels.mean(dim=0), labels == label
+        # A normal mixture of n centred images, over sqrt(n - 1), has just their covariance, whatever the rank.
+        mix = torch.randn(int(rows.sum()), len(pixels), generator=generator) / math.sqrt(len(pixels) - 1)
+        images[rows] = (mean + mix @ (pixels - mean)).view(-1, *train.images.shape[1:])
     return images
 
 

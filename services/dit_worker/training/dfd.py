@@ -1,4 +1,4 @@
-"""DFD: the Frechet distance between sets of digit images, on the features of our own small network.
+"""DFD: the Frechet distance between sets of images, on the features of our own small network.
 
 It is not FID (no Inception network, no 50,000 samples) and compares with no published figure. With means m
 and covariances C of two feature sets,
@@ -66,9 +66,8 @@ class Bootstrap:
         sets = [moments(features) for features in generated]
         point = torch.tensor([frechet(one, self.reference) for one in sets])
         spread = torch.tensor([[frechet(one, reference) for one in sets] for reference in self.resampled])
-        if len(sets) == 1:
-            return point, spread[:, 0]
-        return point, spread.gather(1, self.seeds).mean(dim=1)
+        chosen = self.seeds[:, : len(sets)] % len(sets)  # of fewer seeds the first ones
+        return point, spread.gather(1, chosen).mean(dim=1)
 
 
 def estimate(point: Tensor, spread: Tensor, *, least: float = -math.inf) -> Estimate:

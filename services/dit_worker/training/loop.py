@@ -1,7 +1,6 @@
 """The training loop: seeded, resumable to the bit on one machine, its state kept in safetensors."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from services.dit_worker.model.dit import Dit
 from services.dit_worker.model.topology import Topology
-from services.dit_worker.training.data import Split
+from services.dit_worker.training.data import Source
 from services.dit_worker.training.objective import Batch, Losses, draw_guidance, draw_times, losses
+from services.dit_worker.training.pictures import plot_losses
 from services.dit_worker.training.recipe import Recipe
 
 
@@ -24,18 +24,10 @@ class ResumeError(ValueError):
     """A training state that does not belong to this recipe or topology."""
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
 class Training:
     """One run. `sampling` holds the weights to ship; `advance` takes one optimiser step."""
 
-    def __init__(self, recipe: Recipe, topology: Topology, data: Split) -> None:
+    def __init__(self, recipe: Recipe, topology: Topology, data: Source) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.topology, self.data, self.step = recipe, topology, data, 0
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -51,18 +43,18 @@ class Training:
 
     def draw(self) -> Batch:
         recipe, generator = self.recipe, self.generator
-        rows = torch.randint(len(self.data), (recipe.batch,), generator=generator)
-        x0 = self.data.images[rows]
+        drawn = self.data.batch(self.step, recipe.batch, generator)
         labels, guidance = draw_guidance(
-            self.data.labels[rows], self.topology, recipe.label_drop, recipe.guidance_max, generator
+            drawn.labels, self.topology, recipe.label_drop, recipe.guidance_max, generator, recipe.guided_share
         )
-        noise = torch.randn(x0.shape, generator=generator)
-        return Batch(x0, noise, labels, guidance, draw_times(recipe.jvp_rows, recipe.batch, generator))
+        noise = torch.randn(drawn.images.shape, generator=generator)
+        return Batch(drawn.images, noise, labels, guidance, draw_times(recipe.jvp_rows, recipe.batch, generator))
 
     def advance(self) -> Losses:
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
-        terms = losses(self.network, self.target, self.draw(), self.topology.null_class)
+            group["lr"] = self.recipe.learning_rate_at(self.step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.autocast):
+            terms = losses(self.network, self.target, self.draw(), self.topology.null_class)
         self.optimiser.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
@@ -95,7 +87,8 @@ class Training:
         with safe_open(path, framework="pt") as file:
             identity = json.loads(file.metadata()["headway"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        if identity["recipe"] != self.recipe.as_dict() or identity["topology"] != self.topology.as_dict():
+        continues = self.recipe.continues(identity["recipe"], int(identity["step"]))
+        if not continues or identity["topology"] != self.topology.as_dict():
             raise ResumeError(f"{path.name} was written by another recipe; start in an empty folder or use the same")
         self.step = int(identity["step"])
         for name, module in self._modules():
@@ -118,7 +111,7 @@ class Training:
 def run(training: Training, folder: Path, *, report_every: int = 50, save_every: int = 200) -> None:
     """Train to the recipe's last step, resuming from `folder` where a state lies there; blocks.
 
-    Writes state.safetensors and loss.csv (step, terminal, flow, seconds) into `folder`.
+    Writes state.safetensors, loss.csv (step, terminal, flow, seconds) and loss.png into `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state, log = folder / "state.safetensors", folder / "loss.csv"
@@ -135,6 +128,8 @@ def run(training: Training, folder: Path, *, report_every: int = 50, save_every:
             print(row, flush=True)
         if training.step % save_every == 0:
             training.save(state)
+            if log.exists():
+                plot_losses(log, folder / "loss.png")
     training.save(state)
 
 

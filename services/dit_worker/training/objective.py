@@ -71,11 +71,20 @@ def draw_times(jump_rows: int, flow_rows: int, generator: torch.Generator) -> Ti
 
 
 def draw_guidance(
-    labels: Tensor, topology: Topology, label_drop: float, guidance_max: float, generator: torch.Generator
+    labels: Tensor,
+    topology: Topology,
+    label_drop: float,
+    guidance_max: float,
+    generator: torch.Generator,
+    guided_share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(labels with some dropped to the null class, guidance in [1, guidance_max] and 1 where dropped)."""
+    """(labels with some dropped to the null class, guidance).
+
+    A share of `guided_share` of the rows has guidance in [1, guidance_max], the others and the dropped have 1.
+    """
     dropped = torch.rand(len(labels), generator=generator) < label_drop
-    guidance = 1 + (guidance_max - 1) * torch.rand(len(labels), generator=generator)
+    place = torch.rand(len(labels), generator=generator) / guided_share
+    guidance = torch.where(place < 1, 1 + (guidance_max - 1) * place, 1.0)
     return labels.masked_fill(dropped, topology.null_class), guidance.masked_fill(dropped, 1.0)
 
 
@@ -124,14 +133,14 @@ def _flow_loss(network: Network, target: Network, batch: Batch, null_class: int)
 
 def _guided_velocity(target: Network, x: Tensor, batch: Batch, null_class: int) -> Tensor:
     velocity = batch.noise - batch.x0
-    if bool((batch.guidance == 1).all()):
+    rows = torch.nonzero(batch.guidance != 1)[:, 0]  # elsewhere the formula is the plain velocity
+    if not len(rows):
         return velocity
-    at = batch.times.flow
+    at, weight = batch.times.flow[rows], _per_row(batch.guidance[rows])
     with torch.no_grad():
-        null = torch.full_like(batch.labels, null_class)
-        unguided = target(x, at, torch.zeros_like(at), null, torch.ones_like(at))
-    weight = _per_row(batch.guidance)
-    return weight * velocity + (1 - weight) * unguided
+        null = torch.full_like(batch.labels[rows], null_class)
+        unguided = target(x[rows], at, torch.zeros_like(at), null, torch.ones_like(at))
+    return velocity.index_copy(0, rows, (weight * velocity[rows] + (1 - weight) * unguided).to(velocity.dtype))
 
 
 def _weighted(residual: Tensor, guidance: Tensor) -> Tensor:

@@ -10,21 +10,32 @@ from torch import Tensor
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.sampler import finish, start
 from services.dit_worker.training.baselines import EulerFlow, class_gaussians, class_means
-from services.dit_worker.training.data import Digits
-from services.dit_worker.training.dfd import Bootstrap, Estimate, estimate
+from services.dit_worker.training.data import DataSet, Split
+from services.dit_worker.training.dfd import Bootstrap, Estimate, estimate, frechet, moments
 from services.dit_worker.training.extractor import Extractor
 
 STEP_COUNTS = (1, 2, 4, 8)
 GENERATE_BATCH = 128
+NEAREST = 1024
 BOOTSTRAP_SEED = 20251121
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Noise seeds 0 .. seeds - 1, and in each one image for every label of the train split."""
+    """Noise seeds 0 .. seeds - 1, and in each one image for every label of the data set's `labels`.
+
+    The comparison with plain Euler and with guidance takes the first `few_seeds`. `sample` images of seed 0 are
+    measured by themselves too: a figure that is quick to reproduce.
+    """
 
     seeds: int = 8
+    few_seeds: int = 2
     resamples: int = 200
+    sample: int = 256
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.few_seeds <= self.seeds:
+            raise ValueError(f"few_seeds must lie in 1..{self.seeds}, got {self.few_seeds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +48,15 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Figures by name, paired differences, and the mean pixel L2 distance to the nearest train image."""
+    """Figures by step count or name, paired differences, and the mean pixel L2 distance to the nearest train image.
+
+    `guided`: at the top rung, by guidance weight. `sample`: the quick figure by step count.
+    """
 
     model: dict[int, Figure]
     euler: dict[int, Figure]
+    guided: dict[float, Figure]
+    sample: dict[int, float]
     gaussian: Figure
     means: Figure
     floor: Figure
@@ -49,37 +65,48 @@ class Measurement:
     protocol: Protocol
 
 
-def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int) -> Tensor:
+def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int, guidance: float = 1.0) -> Tensor:
     """One image a label as they would be served, clamped to [-1, 1]; [n, channels, height, width].
 
     Image i's noise is that of (seed, i), so every step count starts from the same noise.
     """
-    samples = [start(flow, seed=seed, index=i, label=label) for i, label in enumerate(labels.tolist())]
+    samples = [start(flow, seed=seed, index=i, label=y, guidance=guidance) for i, y in enumerate(labels.tolist())]
     chunks = [samples[at : at + GENERATE_BATCH] for at in range(0, len(samples), GENERATE_BATCH)]
     images = [sample.x for chunk in chunks for sample in finish(flow, chunk, steps)]
     return torch.stack(images).clamp(-1, 1)
 
 
-def measure(flow: FlowMap, extractor: Extractor, data: Digits, protocol: Protocol) -> Measurement:
-    """Every figure of the card; about two minutes on one core at the default protocol."""
-    labels = data.train.labels
+def measure(
+    flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol, top: int, guidances: Sequence[float]
+) -> Measurement:
+    """Every figure of the card; minutes on one core at the default protocol. `top` is the ladder's best step count."""
+    labels, train, few = data.labels, data.train, protocol.few_seeds
     meter = _Meter(extractor, data, protocol)
     model = {n: meter.over_seeds(partial(generate, flow, labels, n)) for n in STEP_COUNTS}
-    euler = {n: meter.over_seeds(partial(generate, EulerFlow(flow), labels, n)) for n in STEP_COUNTS}
-    gaussian = meter.over_seeds(lambda seed: class_gaussians(data.train, labels, _seeded(seed)).clamp(-1, 1))
+    euler = {n: meter.over_seeds(partial(generate, EulerFlow(flow), labels, n), few) for n in STEP_COUNTS}
+    guided = {w: meter.over_seeds(partial(generate, flow, labels, top, guidance=w), few) for w in guidances}
+    gaussian = meter.over_seeds(lambda seed: class_gaussians(train, labels, _seeded(seed)).clamp(-1, 1))
     return Measurement(
         model={n: spread.figure() for n, spread in model.items()},
         euler={n: spread.figure() for n, spread in euler.items()},
+        guided={w: spread.figure() for w, spread in guided.items()},
+        sample={n: sample_dfd(flow, extractor, data.held_out, labels[: protocol.sample], n) for n in STEP_COUNTS},
         gaussian=gaussian.figure(),
-        means=meter.once(class_means(data.train, labels)).figure(),
-        floor=meter.once(data.train.images).figure(),
-        degradation={f"{n}-4": model[n].minus(model[4]) for n in STEP_COUNTS if n != 4},
+        means=meter.once(class_means(train, labels)).figure(),
+        floor=meter.once(train.images).figure(),
+        degradation={f"{n}-{top}": model[n].minus(model[top]) for n in STEP_COUNTS if n != top},
         nearest_train={
-            "model, 4 steps": nearest(generate(flow, labels, steps=4, seed=0), data.train.images),
-            "held-out images": nearest(data.held_out.images, data.train.images),
+            f"model, {top} steps": nearest(generate(flow, labels[:NEAREST], top, seed=0), train.images),
+            "held-out images": nearest(data.held_out.images[:NEAREST], train.images),
         },
         protocol=protocol,
     )
+
+
+def sample_dfd(flow: FlowMap, extractor: Extractor, held_out: Split, labels: Tensor, steps: int) -> float:
+    """DFD of seed 0's images of these labels alone: biased upwards, but seconds to reproduce."""
+    found, wanted = extractor(generate(flow, labels, steps, seed=0)), extractor(held_out.images)
+    return frechet(moments(found), moments(wanted))
 
 
 def nearest(images: Tensor, train: Tensor) -> float:
@@ -109,13 +136,14 @@ class _Spread:
 class _Meter:
     """Feature extraction and one bootstrap shared by all arms."""
 
-    def __init__(self, extractor: Extractor, data: Digits, protocol: Protocol) -> None:
+    def __init__(self, extractor: Extractor, data: DataSet, protocol: Protocol) -> None:
         held_out = extractor(data.held_out.images)
         self.extractor, self.protocol = extractor, protocol
         self.bootstrap = Bootstrap(held_out, protocol.seeds, protocol.resamples, _seeded(BOOTSTRAP_SEED))
 
-    def over_seeds(self, images: Callable[[int], Tensor]) -> _Spread:
-        return self._spread([self.extractor(images(seed)) for seed in range(self.protocol.seeds)])
+    def over_seeds(self, images: Callable[[int], Tensor], seeds: int | None = None) -> _Spread:
+        count = self.protocol.seeds if seeds is None else seeds
+        return self._spread([self.extractor(images(seed)) for seed in range(count)])
 
     def once(self, images: Tensor) -> _Spread:
         return self._spread([self.extractor(images)])

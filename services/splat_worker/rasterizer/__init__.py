@@ -2,6 +2,7 @@
 README.md."""
 
 from services.splat_worker.rasterizer.compiled import max_threads
-from services.splat_worker.rasterizer.render import BLACK, Picture, Rasterizer
+from services.splat_worker.rasterizer.project import Projection
+from services.splat_worker.rasterizer.render import BLACK, Picture, Rasterizer, expected_depth
 
-__all__ = ["BLACK", "Picture", "Rasterizer", "max_threads"]
+__all__ = ["BLACK", "Picture", "Projection", "Rasterizer", "expected_depth", "max_threads"]

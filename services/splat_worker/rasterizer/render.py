@@ -32,11 +32,10 @@ class Picture:
     bin_ms: float
     blend_ms: float
 
-    @property
-    def expected_depth(self) -> FloatArray:
-        """[height, width], depth over alpha: where what is seen lies; 0 where nothing is. Needs `depth`."""
-        assert self.depth is not None
-        return np.asarray(self.depth / np.maximum(self.alpha, _LEAST_ALPHA), dtype=np.float32)
+
+def expected_depth(depth: FloatArray, alpha: FloatArray) -> FloatArray:
+    """Depth over alpha, all [height, width]: where what is seen lies; 0 where nothing is seen."""
+    return np.asarray(depth / np.maximum(alpha, _LEAST_ALPHA), dtype=np.float32)
 
 
 class Rasterizer:

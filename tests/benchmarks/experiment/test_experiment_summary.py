@@ -2,11 +2,11 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks.experiment.arrivals import Arrival, Mix
-from benchmarks.experiment.capacity import Capacity, rate_between
+from benchmarks.experiment.capacity import Capacity, TooFewAnswers, rate_between
 from benchmarks.experiment.intervals import clopper_pearson, wilson
 from benchmarks.experiment.plots import draw
 from benchmarks.experiment.records import Record
-from benchmarks.experiment.runner import Cell, Results, at_entry
+from benchmarks.experiment.runner import Cell, Results, at_entry, late_cells
 from benchmarks.experiment.summary import summarise
 
 CAPACITY = Capacity(
@@ -67,7 +67,7 @@ def test_three_thousand_kept_promises_are_what_one_in_a_thousand_takes():
 def test_a_rate_is_taken_between_answers_that_come_in_batches():
     ended = [(0.5 * batch, 16) for batch in range(1, 13) for _ in range(4)]  # 64 items every half second
     assert rate_between(ended, 1.2, 4.3) == pytest.approx(128.0)
-    with pytest.raises(RuntimeError, match="measure longer"):
+    with pytest.raises(TooFewAnswers, match="measure longer"):
         rate_between(ended, 1.1, 1.3)
 
 
@@ -82,6 +82,12 @@ def test_refusals_at_the_entry_are_read_from_a_histogram():
     found = at_entry({0.003: 94.0, 0.005: 97.0, float("inf"): 100.0})
     assert found == {"n": 100.0, "p95_at_most_ms": 5.0, "share_under_5_ms": 0.97}
     assert at_entry({0.005: 0.0, float("inf"): 0.0})["p95_at_most_ms"] is None
+
+
+def test_a_generator_that_was_late_is_told():
+    late = [Record(record(0, 40.0).arrival, 50.0, 40.0, admitted=True, rung="4")]
+    cells = tuple(Cell("headway", "steady", 0.3, summarise(records), ()) for records in (RECORDS, late, []))
+    assert late_cells(Results(CAPACITY, cells, {})) == ["headway steady 0.3: p99 50 ms"]
 
 
 def test_a_run_is_drawn(tmp_path):

@@ -13,7 +13,7 @@ from sum_worker import ASSET_HASH
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.requests import images_request, render_request, service_level, text_request
-from headway.v1 import errors_pb2, image_pb2, router_pb2, splat_pb2, text_pb2, worker_pb2, worker_pb2_grpc
+from headway.v1 import errors_pb2, image_pb2, router_pb2, text_pb2, worker_pb2, worker_pb2_grpc
 
 LOST, DRAINING = router_pb2.WORKER_HEALTH_LOST, router_pb2.WORKER_HEALTH_DRAINING
 
@@ -277,15 +277,6 @@ async def test_models_of_all_workers_are_listed_once(mesh: Any) -> None:
     listed = await client.images.ListModels(image_pb2.ListImageModelsRequest(), timeout=5)
     assert [model.name for model in listed.models] == ["sums", "twice", "other"]
     assert listed.models[0].classes == 10
-
-
-async def test_what_is_not_served_yet_says_so(mesh: Any) -> None:
-    client = await mesh.router(await mesh.worker("splat"))
-    calls = [
-        client.splats.LoadScene(splat_pb2.LoadSceneRequest(), timeout=5),
-        client.splats.UnloadScene(splat_pb2.UnloadSceneRequest(), timeout=5),
-    ]
-    assert {(await told(call)).reason_name for call in calls} == {"UNIMPLEMENTED"}
 
 
 async def test_a_client_made_from_reflection_finds_every_service(mesh: Any) -> None:

@@ -1,5 +1,6 @@
 """Scene files for tests: small, real, and easy to damage."""
 
+import functools
 import struct
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def gaussians(count: int = 300, degree: int = 3, seed: int = 0) -> Gaussians:
         opacities=rng.uniform(0.02, 0.98, count).astype(np.float32),
         sh=(rng.normal(size=(count, (degree + 1) ** 2, 3)) * 0.2).astype(np.float32),
     )
+
+
+@functools.cache
+def small(number: int) -> bytes:
+    """One of a few small scenes: those that several tests load are measured once in a session."""
+    return ply_bytes(gaussians(300 + 50 * number, 0, seed=number))
 
 
 def ply_bytes(scene: Gaussians, *, extra: str = "", comments: str = "") -> bytes:

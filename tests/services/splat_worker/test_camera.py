@@ -51,6 +51,23 @@ def test_a_scaled_camera_sees_the_same(scale: float, width: int, height: int) ->
     assert 1 <= small.width <= width and 1 <= small.height <= height
 
 
+@given(scale=st.floats(0.1, 1.0), left=st.integers(0, 50), top=st.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+def test_a_crop_sees_what_the_frame_has_there_and_keeps_its_limits(scale: float, left: int, top: int) -> None:
+    whole = look_at((1, 2, 3), (0, 0, 0), (0, 1, 0), 50, 90, 70)
+    crop = whole.cropped(left, top, 40, 30)
+    u, v, _ = project(whole, (0.3, 0.2, 0.1))
+    assert project(crop, (0.3, 0.2, 0.1))[:2] == pytest.approx((u - left, v - top))
+    for other in (crop, crop.scaled(scale), crop.cropped(3, 4, 5, 6)):
+        assert other.limits == pytest.approx(whole.limits)
+
+
+@pytest.mark.parametrize("crop", [(-1, 0, 5, 5), (0, 0, 0, 5), (0, 66, 5, 5), (86, 0, 5, 5), (0, 0, 91, 70)])
+def test_a_crop_that_leaves_the_frame_is_refused(crop: tuple[int, int, int, int]) -> None:
+    with pytest.raises(BadInput, match=r"options\.crop"):
+        look_at((1, 2, 3), (0, 0, 0), (0, 1, 0), 50, 90, 70).cropped(*crop)
+
+
 def changed(values: list[float], index: int, value: float) -> list[float]:
     return [*values[:index], value, *values[index + 1 :]]
 

@@ -34,6 +34,7 @@ RAW = common_pb2.PIXEL_FORMAT_RAW
 EXACT_TOP = common_pb2.ServiceLevel(exact="100%@1")
 LOWEST = CARD.ladder.rungs[-1].label
 NAN = float("nan")
+PATH_TIMEOUT_S = 29.0
 
 
 def key(x: float, **fields: Any) -> splat_pb2.Camera:
@@ -47,11 +48,11 @@ def ask(*cameras: splat_pb2.Camera, width: int = 96, height: int = 64, **fields:
     return splat_pb2.RenderPathRequest(cameras=keys, options=splat_pb2.FrameOptions(**given), **fields)
 
 
-def started(channel: grpc.aio.Channel, request: Any, timeout_s: float = TIMEOUT_S) -> Any:
+def started(channel: grpc.aio.Channel, request: Any, timeout_s: float = PATH_TIMEOUT_S) -> Any:
     return splat_pb2_grpc.SplatRenderingStub(channel).RenderPath(request, timeout=timeout_s)
 
 
-async def walked(channel: grpc.aio.Channel, request: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+async def walked(channel: grpc.aio.Channel, request: Any, timeout_s: float = PATH_TIMEOUT_S) -> list[Any]:
     return [part async for part in started(channel, request, timeout_s)]
 
 
@@ -100,6 +101,14 @@ async def test_explicit_cameras_are_rendered_as_they_are(channel: grpc.aio.Chann
     parts = await walked(channel, ask(key(0), key(0), key(0.5), service_level=EXACT_TOP))
     first, second, third = (frame.frame.data for frame in frames_of(parts))
     assert first == second != third
+
+
+async def test_a_path_can_begin_with_a_later_frame(channel: grpc.aio.Channel) -> None:
+    whole = frames_of(await walked(channel, ask(frames_between=1, service_level=EXACT_TOP)))
+    parts = await walked(channel, ask(frames_between=1, first_frame=3, service_level=EXACT_TOP))
+    assert parts[0].plan.steps == 2
+    rest = frames_of(parts)
+    assert [(frame.index, frame.frame.data) for frame in rest] == [(f.index, f.frame.data) for f in whole[3:]]
 
 
 async def test_each_frame_of_a_rate_has_a_budget_of_its_own(channel: grpc.aio.Channel) -> None:
@@ -156,11 +165,13 @@ async def nothing_is_left(channel: grpc.aio.Channel) -> None:
 
 
 async def test_a_path_that_was_admitted_is_finished_while_the_worker_drains(channel: grpc.aio.Channel) -> None:
-    call = started(channel, ask(key(-1), key(1), frames_between=30, service_level=EXACT_TOP))
+    call = started(channel, ask(key(-1), key(1), frames_between=10))
     await call.read()
     draining = worker_pb2_grpc.WorkerStub(channel).Drain(worker_pb2.DrainRequest(), timeout=TIMEOUT_S)
     frames = frames_of(await rest_of(call))
-    assert [frame.index for frame in frames if frame.HasField("frame")] == list(range(32))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert any(frame.HasField("frame") for frame in frames[-4:])
+    assert errors_pb2.ERROR_REASON_DRAINING not in {frame.skipped for frame in frames}
     await draining
     assert (await failure(started(channel, ask()))).reason_name == "DRAINING"
 
@@ -170,8 +181,10 @@ BAD = [
     (ask(*[key(0)] * 1025), {}, "cameras"),
     (ask(frames_between=1800), {}, "frames_between"),
     (ask(width=4096, height=2024, frames_between=600, options={}), {}, "options.width"),
+    (ask(first_frame=3), {}, "first_frame"),
     (ask(frames_per_second=-1.0), {}, "frames_per_second"),
     (ask(frames_per_second=NAN), {}, "frames_per_second"),
+    (ask(video_frames_per_second=-1.0), {}, "video_frames_per_second"),
     (ask(frames_per_second=241.0), {}, "frames_per_second"),
     (ask(key(0), key(0, position=splat_pb2.Vector3(x=NAN))), {}, "cameras[1].look_at.position"),
     (ask(key(0), splat_pb2.Camera(matrices=splat_pb2.MatrixCamera())), {}, "cameras[1].matrices.viewmat"),
@@ -198,8 +211,7 @@ async def test_bad_paths_are_refused_by_field(channel: grpc.aio.Channel) -> None
 
 
 async def test_a_video_is_one_file_that_plays_and_is_the_same_again(channel: grpc.aio.Channel) -> None:
-    request = ask(frames_between=6, options={}, service_level=EXACT_TOP, frames_per_second=12.0, video=1)
-    request.start_delay.FromSeconds(15)
+    request = ask(frames_between=6, options={}, service_level=EXACT_TOP, video_frames_per_second=12.0, video=1)
     parts = await walked(channel, request)
     file = b"".join(part.video for part in parts)
     assert sum(1 for part in parts if part.WhichOneof("part") == "video") >= 2  # it comes while it is made

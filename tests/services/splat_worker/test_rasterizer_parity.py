@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gsplat_reference import Judged, judge, psnr_db
 from services.splat_worker.camera import Camera, look_at
-from services.splat_worker.rasterizer import Picture, Rasterizer
+from services.splat_worker.rasterizer import Picture, Rasterizer, expected_depth
 from services.splat_worker.scene import Gaussians, build_scene
 
 SIZE = 96
@@ -88,7 +88,7 @@ def check(picture: Picture, judged: Judged) -> None:
     check_plane(picture.alpha, judged.alpha)
     for ours, theirs in (
         (picture.depth, judged.depth),
-        (picture.expected_depth, judged.expected_depth),
+        (expected_depth(picture.depth, picture.alpha), judged.expected_depth),
     ):
         farthest = max(judged.depth.max(), judged.expected_depth.max(), 1.0)
         check_plane(ours / farthest, theirs / farthest)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from headway.errors import BadInput
-from services.splat_worker.encode import Encoding, encode, scale_up, to_pixels
+from services.splat_worker.encode import Channel, Encoding, develop, encode, scale_up, to_pixels
+from services.splat_worker.rasterizer import Picture
 
 GRADIENT = np.stack(np.broadcast_arrays(np.linspace(0, 1, 40)[:, None], np.linspace(0, 1, 60), 0.5), axis=-1)
 PIXELS = to_pixels(GRADIENT.astype(np.float32))
@@ -34,6 +35,31 @@ def test_lossy_encodings_stay_near_and_follow_the_quality(encoding: Encoding) ->
     assert np.abs(decoded(fine).astype(int) - PIXELS).mean() < 3
     assert len(coarse) < len(fine)
     assert encode(PIXELS, encoding, 95) == fine
+
+
+def picture(height: int = 20, width: int = 30) -> Picture:
+    """A near thing on the left half, nothing on the right."""
+    alpha = np.zeros((height, width), dtype=np.float32)
+    alpha[:, : width // 2] = 0.5
+    rgb = np.broadcast_to(np.array([0.2, 0.5, 2.0], dtype=np.float32), (height, width, 3))
+    return Picture(rgb, alpha, alpha * 4, visible=1, pairs=1, project_ms=0.0, bin_ms=0.0, blend_ms=0.0)
+
+
+def test_floats_are_neither_clipped_nor_rounded_and_scaled_without_new_depths() -> None:
+    channels = (Channel.EXPECTED_DEPTH, Channel.COLOR, Channel.ALPHA, Channel.DEPTH)
+    for width, height in ((30, 20), (75, 41)):
+        floats = develop(picture(), Encoding.FLOAT32, width, height, channels)
+        assert floats.shape == (height, width, 6) and floats.dtype == np.dtype("<f4")
+        assert np.frombuffer(encode(floats, Encoding.FLOAT32), dtype="<f4").tolist() == floats.ravel().tolist()
+        expected, rgb, alpha, depth = floats[..., 0], floats[..., 1:4], floats[..., 4], floats[..., 5]
+        assert np.allclose(rgb, [0.2, 0.5, 2.0], atol=1e-5)
+        assert alpha.min() >= 0 and alpha.max() <= 0.5 and depth.max() <= 2
+        # What is seen lies at 4; between it and nothing there is no other depth.
+        assert np.allclose(expected[alpha > 0.01], 4, rtol=1e-4) and (expected[alpha == 0] == 0).all()
+
+
+def test_bytes_hold_colour_alone() -> None:
+    assert np.array_equal(develop(picture(), Encoding.PNG, 30, 20), to_pixels(picture().rgb))
 
 
 def test_quality_out_of_range_is_refused() -> None:

@@ -18,13 +18,15 @@ from services.splat_worker.camera import look_at
 from services.splat_worker.costs import SceneCosts
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
-from services.splat_worker.frame import Frame, FrameSpec, Shot
+from services.splat_worker.frame import Frame, FrameSpec, Gang, Shot
+from services.splat_worker.gang import Crew
 from services.splat_worker.ladder import RankedScene
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.pace import Ahead
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.scene import build_scene
 from services.splat_worker.scheduler import SplatScheduler
+from services.splat_worker.video import Film
 from services.splat_worker.views import default_pose
 
 LADDER = Ladder(
@@ -140,6 +142,62 @@ def test_frames_of_a_path_that_are_to_come_keep_others_out() -> None:
         admit([], large, busy.setting(0.0, (), SAME))
     busy.ahead.keep(1, ())
     admit([], large, busy.setting(0.0, (), SAME))
+
+
+GANGS = replace(COSTS, gang=StepCurve(((1, Cost(10.0)), (2, Cost(16.0)))))  # two side by side take 80 %
+GANG_SCHEDULER = replace(SCHEDULER, costs={LOADED.hash: GANGS})
+
+
+def planned_step(scheduler: SplatScheduler, *works: Frame) -> Shot | Gang:
+    batch = scheduler.next_batch(plan(*works), 0.0, SAME)
+    assert batch is not None
+    return batch
+
+
+def test_frames_that_are_alike_go_side_by_side_where_that_is_quicker() -> None:
+    gang = planned_step(GANG_SCHEDULER, frame(), frame(), frame())
+    assert isinstance(gang, Gang)
+    assert (len(gang.works), gang.items) == (2, 2)
+    assert gang.predicted.mean_ms == pytest.approx(0.8 * 2 * 105)
+    assert [each.slowness for each in gang.shots] == pytest.approx([1.6, 1.6])
+
+
+def test_frames_go_one_by_one_where_a_gang_is_no_quicker_or_was_not_measured() -> None:
+    slower = replace(COSTS, gang=StepCurve(((1, Cost(10.0)), (2, Cost(19.8)))))
+    assert isinstance(planned_step(SCHEDULER, frame(), frame()), Shot)
+    assert isinstance(planned_step(replace(SCHEDULER, costs={LOADED.hash: slower}), frame(), frame()), Shot)
+    assert isinstance(planned_step(GANG_SCHEDULER, frame()), Shot)
+
+
+def test_frames_that_differ_are_no_gang() -> None:
+    exact = common_pb2.ServiceLevel(exact="half")
+    assert isinstance(planned_step(GANG_SCHEDULER, frame(), frame(10.0, exact)), Shot)
+    assert isinstance(planned_step(GANG_SCHEDULER, frame(), frame(size_px=128)), Shot)
+    film, first, second = Film(64, 64), frame(), frame()
+    first.film = second.film = film
+    assert isinstance(planned_step(GANG_SCHEDULER, first, second), Shot)
+
+
+@settings(max_examples=40, deadline=None)
+@given(urgent_s=st.floats(0.11, 1.0), patient_s=st.floats(0.11, 1.0))
+def test_a_gang_never_makes_one_of_its_frames_late(urgent_s: float, patient_s: float) -> None:
+    exact = common_pb2.ServiceLevel(exact="top")
+    step = planned_step(GANG_SCHEDULER, frame(urgent_s, exact), frame(patient_s, exact))
+    in_time = min(urgent_s, patient_s) >= 0.8 * 2 * 0.105 + 0.001
+    assert isinstance(step, Gang) == in_time
+
+
+def test_the_engine_draws_a_gang_as_it_draws_each_alone() -> None:
+    other = replace(frame().spec, camera=look_at((3, 1, 5), (0, 0, 0), (0, 1, 0), 50, 64, 64))
+    works, twins = [frame(), frame()], [frame(), frame()]
+    works[1].spec = twins[1].spec = other
+    alone = [drawn(twin, Clock(0.001))[1].result.data for twin in twins]
+    crew, clock = Crew(2), Clock(0.001)
+    engine, batch = SplatEngine(Rasterizer(1), GANG_SCHEDULER, clock, crew), planned_step(GANG_SCHEDULER, *works)
+    events = engine.apply(batch, engine.run(batch), clock.now_s)
+    crew.close()
+    assert [ticket for ticket, _ in events] == [work.ticket for work in works]
+    assert [event.result.data for _, event in events] == alone
 
 
 class Clock:

@@ -15,7 +15,7 @@ from headway.errors import from_rpc_error
 from headway.server import StartError
 from headway.v1 import common_pb2, splat_pb2, splat_pb2_grpc, worker_pb2, worker_pb2_grpc
 from services.splat_worker.encode import to_pixels
-from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.rasterizer import Rasterizer, expected_depth
 from services.splat_worker.readers import read_scene
 from services.splat_worker.scene import SceneLimits
 
@@ -29,7 +29,13 @@ def ask(width: int = 160, height: int = 120, **fields) -> splat_pb2.RenderReques
 
 EXACT_TOP = common_pb2.ServiceLevel(exact="100%@1")
 FULL_SIZE = ask(512, 512)
-RAW = common_pb2.PIXEL_FORMAT_RAW
+RAW, FLOAT32 = common_pb2.PIXEL_FORMAT_RAW, common_pb2.PIXEL_FORMAT_FLOAT32
+ALL_CHANNELS = [
+    splat_pb2.FRAME_CHANNEL_EXPECTED_DEPTH,
+    splat_pb2.FRAME_CHANNEL_COLOR,
+    splat_pb2.FRAME_CHANNEL_DEPTH,
+    splat_pb2.FRAME_CHANNEL_ALPHA,
+]
 
 
 async def render(channel, request, timeout_s: float = TIMEOUT_S) -> splat_pb2.RenderResponse:
@@ -154,6 +160,14 @@ BAD = [
     ({"width": 4096, "height": 4096}, "options.width"),
     ({"options": {"format": 99}}, "options.format"),
     ({"width": 4096, "height": 2000, "options": {"format": RAW}}, "options.format"),
+    ({"width": 2048, "height": 2000, "options": {"format": FLOAT32, "channels": ALL_CHANNELS}}, "options.format"),
+    ({"options": {"channels": [splat_pb2.FRAME_CHANNEL_DEPTH]}}, "options.channels"),
+    ({"options": {"format": FLOAT32, "channels": [1, 1]}}, "options.channels"),
+    ({"options": {"format": FLOAT32, "channels": [0]}}, "options.channels"),
+    ({"options": {"format": FLOAT32, "channels": [99]}}, "options.channels"),
+    ({"options": {"crop": splat_pb2.Crop()}}, "options.crop"),
+    ({"options": {"crop": splat_pb2.Crop(left=159, width=2, height=1)}}, "options.crop"),
+    ({"options": {"crop": splat_pb2.Crop(top=2**32 - 1, width=2, height=2**32 - 1)}}, "options.crop"),
     ({"options": {"encoding_quality": 0}}, "options.encoding_quality"),
     ({"options": {"encoding_quality": 101}}, "options.encoding_quality"),
     ({"options": {"sh_degree": 4}}, "options.sh_degree"),
@@ -187,18 +201,8 @@ async def test_bad_input_names_its_field_and_harms_nobody(channel):
 async def test_unknown_names_and_rungs_and_options_have_errors_of_their_own(channel):
     assert (await failure(channel, ask(scene="../../etc/passwd"))).reason_name == "NOT_FOUND"
     assert (await failure(channel, ask(scene="still-life.spz"))).reason_name == "NOT_FOUND"
-    floats = ask(options={"format": common_pb2.PIXEL_FORMAT_FLOAT32})
-    assert (await failure(channel, floats)).reason_name == "UNIMPLEMENTED"
     exact = common_pb2.ServiceLevel(exact="51%@1")
     assert (await failure(channel, ask(service_level=exact))).reason_name == "NO_SUCH_RUNG"
-    stub = splat_pb2_grpc.SplatRenderingStub(channel)
-    for call in (
-        stub.LoadScene(splat_pb2.LoadSceneRequest(), timeout=TIMEOUT_S).read(),
-        stub.UnloadScene(splat_pb2.UnloadSceneRequest(), timeout=TIMEOUT_S),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await call
-        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_every_format_comes_as_it_says(channel):
@@ -208,6 +212,24 @@ async def test_every_format_comes_as_it_says(channel):
             assert opened.format == ("PNG" if form == "UNSPECIFIED" else form)
             assert opened.size == (64, 48)
         assert common_pb2.PixelFormat.Name(answer.frame.format).endswith(opened.format)
+
+
+async def test_floats_come_in_the_order_asked_for_cropped_and_antialiased(channel):
+    crop = splat_pb2.Crop(left=20, top=30, width=101, height=67)
+    options = {"format": FLOAT32, "channels": ALL_CHANNELS, "antialiased": True, "crop": crop, "sh_degree": 1}
+    answer = await render(channel, ask(options=options, service_level=EXACT_TOP))
+    assert (answer.frame.width, answer.frame.height, answer.frame.format) == (101, 67, FLOAT32)
+    values = np.frombuffer(answer.frame.data, dtype="<f4").reshape(67, 101, 6)
+    camera = CARD.home.camera(160, 120).cropped(20, 30, 101, 67)
+    scene = read_scene(SCENES / "still-life.spz", SceneLimits())
+    truth = Rasterizer(1).render(scene, camera, sh_degree=1, antialiased=True, with_depth=True)
+    for found, expected in (
+        (values[..., 0], expected_depth(truth.depth, truth.alpha)),
+        (values[..., 1:4], truth.rgb),
+        (values[..., 4], truth.depth),
+        (values[..., 5], truth.alpha),
+    ):
+        assert np.array_equal(found, expected)
 
 
 async def test_frames_asked_for_together_are_all_served(channel):

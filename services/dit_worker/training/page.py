@@ -1,0 +1,132 @@
+"""A model's card for people: README.md, made from nothing but the object that card.json holds."""
+
+from typing import Any
+
+
+def page(content: dict[str, Any]) -> str:
+    """The whole page, as Markdown."""
+    return "\n".join([_what(content), _quality(content), _recipe(content)])
+
+
+def _what(content: dict[str, Any]) -> str:
+    px, _, channels = content["image"]
+    colour = "grey" if channels == 1 else "RGB"
+    return f"""# {content["name"]}
+
+A class-conditional flow map for {px}x{px} {colour} {content["data"]["set"]}: a semi-Lipschitz diffusion transformer
+trained by Terminal Velocity Matching ([arXiv 2511.19797](https://arxiv.org/abs/2511.19797), written from the paper's
+formulas). It jumps from any time to any earlier one, so the number of steps is chosen, and chosen again, while an image
+is being made.
+
+| file | what |
+|---|---|
+| `model.safetensors` | {content["training"]["parameters"]:,} weights, fp16; sha256 `{content["weights_sha256"]}` |
+| `config.json` | topology, classes, ladder, the recipe's every number |
+| `extractor.safetensors` | the network DFD is measured on; sha256 `{content["extractor"]["sha256"]}` |
+| `card.json` | this page's figures, with each seed's value |
+| `samples.png` | a block for each rung ({_ladder(content)} steps), the same noise in each |
+
+![samples](samples.png)
+"""
+
+
+def _quality(content: dict[str, Any]) -> str:
+    protocol, extractor = content["protocol"], content["extractor"]
+    seeds, images = protocol["noise_seeds"], protocol["images_per_seed"]
+    few = "Euler and guidance take" if content["guided_top_rung"] else "Euler takes"
+    return f"""## Measured quality
+
+DFD: the Frechet distance between generated and held-out images on {extractor["features"]} standardised features of
+a small convolutional network trained on train images ({_knows(extractor)}).
+It is **not FID** and compares with no published figure. Lower is better. Mean of {seeds} noise seeds with {images}
+images each, clamped as served; 95 % intervals from {protocol["bootstrap_resamples"]} bootstrap resamples of the
+held-out images and the seeds, centred on the mean. {few} the first {protocol["few_seeds"]} seeds.
+
+| steps (NFE) | DFD | 95 % interval | normalised quality | same weights, Euler |
+|---|---|---|---|---|
+{_step_rows(content)}
+
+| for comparison | DFD | 95 % interval |
+|---|---|---|
+| floor: train images themselves | {_cells(content["floor_train_split"])} |
+| a Gaussian for each class, no network | {_cells(content["class_gaussian_no_network"])} |
+| the mean image of each class | {_cells(content["class_means"])} |
+{_guided_rows(content)}
+Paired differences (same noise, same labels): {_differences(content)}.
+Mean L2 distance to the nearest train image: {_nearest(content)}.
+The first {content["sample_of_seed_0"]["images"]} images of seed 0 alone, quick to reproduce: {_sample(content)}.
+
+Normalised quality is 1 - (DFD - DFD of the top rung) / (DFD of the Gaussian - DFD of the top rung), clipped
+to [0, 1]. The ladder is {_ladder(content)} steps. Guidance may be 1 to {content["guidance_max"]:g}.
+"""
+
+
+def _recipe(content: dict[str, Any]) -> str:
+    data, training = content["data"], content["training"]
+    precision = ", linears and attention in bfloat16" if training.get("autocast") else ""
+    command = f"python -m services.dit_worker.training --data {data['set']}"
+    return f"""## Recipe
+
+- Data: {data["name"]};
+  {data["licence"]}. {data["train"]} train and {data["held_out"]} held-out images:
+  {data["split"]}.
+  The model was not fitted to, stopped by or chosen on the held-out images.
+- Training: {training["steps_done"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread{precision}.
+  The full list of settings is in `config.json`. One training run: no interval holds the spread between runs.
+- The extractor saw the train images, which flatters the floor. Where images of the model lie nearer to train images
+  than held-out images do, it has begun to memorise.
+
+```
+{command}                  # train (resumable), judge, export, measure
+{command} --only measure   # the card and this page from the shipped files
+```
+"""
+
+
+def _step_rows(content: dict[str, Any]) -> str:
+    quality = {str(rung["steps"]): f"{rung['quality']:.3f}" for rung in content["rungs"]}
+    rows = (
+        f"| {steps} | {_cells(figure)} | {quality.get(steps, 'not a rung')} | "
+        f"{content['same_weights_euler'][steps]['dfd']:.3f} |"
+        for steps, figure in content["steps"].items()
+    )
+    return "\n".join(rows)
+
+
+def _cells(figure: dict[str, Any]) -> str:
+    low, high = figure["interval_95"]
+    return f"{figure['dfd']:.3f} | {low:.3f} to {high:.3f}"
+
+
+def _differences(content: dict[str, Any]) -> str:
+    def one(name: str, figure: dict[str, Any]) -> str:
+        low, high = figure["interval_95"]
+        return f"DFD({name.replace('-', ') - DFD(')}) = {figure['dfd']:.3f} ({low:.3f} to {high:.3f})"
+
+    return "; ".join(one(name, figure) for name, figure in content["paired_difference"].items())
+
+
+def _nearest(content: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {value:.2f}" for name, value in content["nearest_train_l2"].items())
+
+
+def _ladder(content: dict[str, Any]) -> str:
+    return ", ".join(str(rung["steps"]) for rung in content["rungs"])
+
+
+def _sample(content: dict[str, Any]) -> str:
+    return ", ".join(f"{dfd:.3f} at {steps}" for steps, dfd in content["sample_of_seed_0"]["dfd"].items())
+
+
+def _knows(extractor: dict[str, Any]) -> str:
+    accuracy = f"{extractor['held_out_accuracy']:.1%} of held-out classes right"
+    return f"{accuracy}; it learnt {extractor['traits']} traits beside" if extractor["traits"] else accuracy
+
+
+def _guided_rows(content: dict[str, Any]) -> str:
+    top = content["rungs"][0]["steps"]
+    rows = (
+        f"| the model, {top} steps, guidance {weight} | {_cells(figure)} |\n"
+        for weight, figure in content["guided_top_rung"].items()
+    )
+    return "".join(rows)

@@ -1,0 +1,136 @@
+"""Makes a scene of a file: read, order and ladder, costs. Blocks, and gives way to rendering at every piece of work."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numba
+
+from headway.calibration import calibrated
+from headway.engine import Device, Lease
+from services.splat_worker import costs
+from services.splat_worker.card import SceneCard, read_cards
+from services.splat_worker.costs import SceneCosts
+from services.splat_worker.encode import Encoding
+from services.splat_worker.folder import SceneFile
+from services.splat_worker.ladder import Bench, Progress, RankedScene, rank
+from services.splat_worker.library import LoadedScene
+from services.splat_worker.rasterizer import Rasterizer
+from services.splat_worker.readers import read_scene, up_of
+from services.splat_worker.reading import Stopped, read_apart
+from services.splat_worker.scene import Scene, SceneLimits
+from services.splat_worker.views import default_pose
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 60.0
+_LEAST_PATIENCE_S = 2.0
+_BREATH_S = 0.001
+CALIBRATE = "calibrate"
+
+
+class Unhurried:
+    """A device whose leases come after nearly all other work for a minute, and then like work that is due in 2 s:
+    else a load would never end where frames never do."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._due_s = 0.0
+
+    def begin(self) -> None:
+        """A load begins."""
+        self._due_s = time.monotonic() + _PATIENCE_S
+
+    @contextmanager
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
+        """As the device's own, but due when the load is, and never kept."""
+        # Without an arbiter a lease is a lock, which its last holder would take again before who waits for it wakes up.
+        time.sleep(_BREATH_S)
+        with self._device.lease(due_s=max(self._due_s, time.monotonic() + _LEAST_PATIENCE_S), label=label) as lease:
+            yield lease
+
+    def rest(self) -> None:
+        """Nothing is kept."""
+
+    def declare(self, demand: object) -> None:
+        """A load demands nothing by any time."""
+
+    def others(self) -> tuple[tuple[float, float], ...]:
+        """Not asked: a load plans nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A scene that is ready to be served."""
+
+    scene: LoadedScene
+    costs: SceneCosts
+
+
+class Loader:
+    """Loads scenes, one at a time, on whichever thread calls."""
+
+    def __init__(
+        self, folder: Path, limits: SceneLimits, rasterizer: Rasterizer, device: Device, cache: Path, engine: str
+    ) -> None:
+        """`rasterizer` is the loader's own. `engine` names what the costs were measured with."""
+        self._folder, self._limits, self._cache, self._engine = folder, limits, cache, engine
+        self._rasterizer, self._device = rasterizer, Unhurried(device)
+        self.stopping = threading.Event()
+        """Set it to end a load at its next piece of work."""
+
+    def read(self, file: SceneFile, apart: bool) -> Scene:
+        """The gaussians of a file; `apart`: read in a process of its own, so that frames go on meanwhile.
+
+        Raises BadInput, OSError and Stopped.
+        """
+        scene = read_apart(file.path, self._limits, self.stopping) if apart else read_scene(file.path, self._limits)
+        if scene.dropped:
+            log.warning(
+                "scene %s: %d gaussians are not finite or degenerate and were dropped", file.name, scene.dropped
+            )
+        return scene
+
+    def prepare(self, file: SceneFile, scene: Scene, known: Mapping[str, SceneCosts], progress: Progress) -> Prepared:
+        """Ranks a scene and measures what it costs, unless card, cache or `known` (by hash) say it.
+
+        `progress` is told on this thread. Raises BadInput for a card that is no good, and Stopped.
+        """
+
+        def told(stage: str, share: float) -> None:
+            if self.stopping.is_set():
+                raise Stopped
+            progress(stage, share)
+
+        self._device.begin()
+        card = read_cards(self._folder).get(file.name)
+        loaded = LoadedScene(file.name, self._ranked(file, scene, card, told))
+        told(CALIBRATE, 0.0)
+        return Prepared(loaded, known.get(loaded.hash) or self._costs(loaded))
+
+    def _ranked(self, file: SceneFile, scene: Scene, card: SceneCard | None, progress: Progress) -> RankedScene:
+        """By its card where that was made for this very scene, else measured now or as cached."""
+        if card is not None and card.ladder is not None and card.scene_id == scene.scene_id:
+            return RankedScene(scene, card.ladder, card.home)
+        home = default_pose(scene, up_of(file.path)) if card is None else card.home
+        return rank(scene, home, Bench(self._rasterizer, self._device), self._cache, progress)
+
+    def _costs(self, scene: LoadedScene) -> SceneCosts:
+        labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
+        encodings = ",".join(encoding.value for encoding in Encoding)
+        threads, home = str(self._rasterizer.threads), str(scene.ranked.home)
+        curves = calibrated(
+            self._cache,
+            key=("splat 2", self._engine, numba.__version__, scene.hash, threads, home, labels, encodings),
+            measure=partial(costs.measure, scene, self._rasterizer, self._device),
+            probe=partial(costs.probe, scene, self._rasterizer, self._device),
+        )
+        found = costs.scene_costs(curves)
+        log.info("scene %s: frames side by side take %.0f %% of in turn", scene.name, 100 * found.side_by_side)
+        return found

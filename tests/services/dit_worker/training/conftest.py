@@ -1,0 +1,12 @@
+"""Everything here is measured and trained on one thread, as the shipped files were."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
