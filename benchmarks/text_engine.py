@@ -32,6 +32,7 @@ from services.text_worker.costs import TextCosts
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import WeightKind
 from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.drawing import draw
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages, blocks_for
@@ -70,15 +71,17 @@ class Measured:
 
 
 class TimedModel:
-    """A model that remembers how long its forward passes took."""
+    """A model that remembers how many forward passes there were and how long they took."""
 
     def __init__(self, model: CpuModel) -> None:
-        self._model, self.spent_s = model, 0.0
+        self._model, self.spent_s, self.passes = model, 0.0, 0
+        self.vocab = model.architecture.vocab
 
     def forward(self, spans: Several[Span], pages: Pages) -> torch.Tensor:
         start_s = time.perf_counter()
         logits = self._model.forward(spans, pages)
         self.spent_s += time.perf_counter() - start_s
+        self.passes += 1
         return logits
 
 
@@ -194,6 +197,17 @@ async def measure(task: dict[str, Any], kind: WeightKind, *, invariant: bool = F
     return found
 
 
+def _draw_s(vocab: int) -> float:
+    """What drawing for a whole batch takes, greedily: neither the pass nor bookkeeping."""
+    logits, samplers = torch.randn(MAX_BATCH, vocab), [Sampler(Sampling())] * MAX_BATCH
+    taken_s = []
+    for _ in range(9):
+        start_s = time.perf_counter()
+        draw(logits, samplers)
+        taken_s.append(time.perf_counter() - start_s)
+    return sorted(taken_s)[4]
+
+
 def _against_recompute(engine: Engine, most_tokens: int) -> dict[str, float]:
     """Eight sequences grown to `most_tokens`: steps over cached keys and values, against whole passes each time.
 
@@ -219,17 +233,19 @@ def _forward_ms(engine: Engine, spans: list[Span]) -> float:
 
 
 async def _extras(engine: Engine) -> dict[str, float]:
-    """Bookkeeping at batch 32, and the first token of a prompt whose beginning is cached."""
+    """The share of scheduling and bookkeeping at batch 32, which is all but passes and drawing; first tokens with and
+    without a cached beginning; and what the cache saves."""
     prompts = [tuple(range(2 + i, 130 + i)) for i in range(MAX_BATCH)]
     await engine.run(prompts, [2] * MAX_BATCH, "share")
-    engine.model.spent_s = 0.0
+    engine.model.spent_s, engine.model.passes = 0.0, 0
     run = await engine.run(prompts, [64] * MAX_BATCH, "share")
-    outside = 1.0 - engine.model.spent_s / run.wall_s
+    drawing_s = engine.model.passes * _draw_s(engine.model.vocab)
+    outside = 1.0 - (engine.model.spent_s + drawing_s) / run.wall_s
     cold = [await engine.run([tuple(range(2, 418))], [2], f"cold {i}") for i in range(5)]
     warm = [await engine.run([(*range(2, 386), *(400 + i + j for j in range(32)))], [2], "cold 4") for i in range(5)]
     return {
         **_against_recompute(engine, engine.context // 4),
-        "share_outside_forward_at_batch_32": outside,
+        "bookkeeping_share_at_batch_32": outside,
         "first_token_ms_416_cold": 1000 * sorted(run.first_s[0] for run in cold)[2],
         "first_token_ms_384_of_416_cached": 1000 * sorted(run.first_s[0] for run in warm)[2],
     }

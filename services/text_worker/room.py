@@ -44,6 +44,8 @@ class Room:
 
     def _kept(self, adopted: tuple[int, ...]) -> int:
         """How many blocks fewer can be given out once these are held."""
+        if not adopted:  # nearly always
+            return 0
         new = [block for block in adopted if block not in self._adopted]
         return self._pool.unheld(new) + sum(block in self._leaving for block in new)
 
