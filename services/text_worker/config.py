@@ -1,9 +1,9 @@
 """Settings of the text worker."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import DirectoryPath
+from pydantic import DirectoryPath, model_validator
 
 from headway.config import Address, OrOff, WorkerConfig, setting
 
@@ -41,6 +41,18 @@ class TextWorkerConfig(WorkerConfig):
         "a request's tokens are the same bits whatever runs beside it; costs fp32 and bf16 speed, int8 nothing",
         group="Model",
     )
+    engine: Literal["own", "openai"] = setting(
+        "own", "what computes: this worker, or an OpenAI-compatible server behind it", group="Model", unit="KIND"
+    )
+    base_url: Annotated[str | None, OrOff] = setting(
+        None, "the server of engine openai, e.g. http://host:8000/v1", group="Model", unit="URL", pattern="^https?://.+"
+    )
+    remote_model: Annotated[str | None, OrOff] = setting(
+        None, "the model's name at that server; off: its first", group="Model", unit="NAME", max_length=512
+    )
+    remote_api_key: Annotated[str | None, OrOff] = setting(
+        None, "the key for that server; best in the environment", group="Model", unit="KEY", max_length=4096, repr=False
+    )
     context_tokens: Annotated[int | None, OrOff] = setting(
         None,
         "most tokens of prompt and answer together; off: what the model was trained for, at most 4096",
@@ -61,3 +73,9 @@ class TextWorkerConfig(WorkerConfig):
     prefill_chunk: int = setting(
         128, "most prompt tokens run in one step", group="Engine", unit="TOKENS", ge=16, le=65_536
     )
+
+    @model_validator(mode="after")
+    def _an_engine_elsewhere_has_an_address(self) -> Self:
+        if (self.engine == "openai") != (self.base_url is not None):
+            raise ValueError("base_url: belongs to engine openai, which needs it")
+        return self

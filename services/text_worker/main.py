@@ -40,6 +40,10 @@ SWITCH_INTERVAL_S = 0.0005  # the event loop waits at most about this long for t
 
 async def build(config: TextWorkerConfig, service: Service) -> Served:
     """Loads, calibrates and starts the engine. Raises StartError."""
+    if config.engine == "openai":
+        from services.text_worker.remote.start import build_remote  # needs an HTTP client, which is an extra
+
+        return await build_remote(config, service)
     _set_threads(config)
     device = DeviceClient(config.device_socket)
     service.closing.callback(device.close)
