@@ -100,6 +100,11 @@ def test_a_longer_run_from_a_state_ends_as_one_that_ran_through(topology, data, 
     second = Training(longer, topology, data.train)
     run(second, tmp_path / "halves")
     assert _same(whole, second)
+    longest = Training(replace(longer, steps=8), topology, data.train)
+    longest.load(tmp_path / "whole" / "level.safetensors")
+    assert longest.step == longer.level_until == 4
+    with pytest.raises(ResumeError, match="another recipe"):
+        longest.load(tmp_path / "whole" / "state.safetensors")
 
 
 SHAPES_TOPOLOGY = Topology(image_px=32, channels=3, patch_px=8, width=16, depth=1, heads=2, classes=8, frequencies=4)
