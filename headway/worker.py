@@ -17,7 +17,7 @@ from headway.errors import BadInput, HeadwayError, NotFound
 from headway.planning import predict
 from headway.policy import DEFAULT, Policy, policy_of
 from headway.quality import Ladder, Rung, read_wish
-from headway.server import Registration, Served, Service, StartError
+from headway.server import Registration, Served, Service, StartError, tenant_of_call
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -164,7 +164,15 @@ class WorkerRuntime:
         reason = common_pb2.RungReason.Name(served.reason).removeprefix("RUNG_REASON_").lower()
         self.service.metrics.record_answer(
             self.identity.kind_name,
-            Answer(served.rung.label, reason, served.quality, served.slack_ms / 1000, ticket.target_s - now_s),
+            Answer(
+                served.rung.label,
+                reason,
+                served.quality,
+                served.slack_ms / 1000,
+                ticket.target_s - now_s,
+                ticket.wish.priority,
+                tenant_of_call.get(),
+            ),
         )
         self._trace(ticket, served)
         return served
