@@ -215,6 +215,8 @@ class Metrics:
         self, kind: str, outcome: Outcome, duration_s: float, error: HeadwayError | None, tenant: str
     ) -> None:
         """Counts the end of a request, and a refusal by its reason."""
+        for other in Outcome:  # a series must begin at zero, or Prometheus never sees its first increase
+            self.requests.labels(kind, other, tenant)
         self.requests.labels(kind, outcome, tenant).inc()
         self.duration.labels(kind, outcome).observe(duration_s)
         if isinstance(error, Refused):
@@ -228,8 +230,9 @@ class Metrics:
         self.slack.labels(kind).observe(answer.slack_s)
         priority = common_pb2.Priority.Name(answer.priority).removeprefix("PRIORITY_").lower()
         for by, left_s in (("target", answer.target_slack_s), ("deadline", answer.slack_s)):
-            counter = self.attained if left_s >= 0 else self.missed
-            counter.labels(kind, by, priority, answer.tenant).inc()
+            labels = (kind, by, priority, answer.tenant)
+            attained, missed = self.attained.labels(*labels), self.missed.labels(*labels)  # both begin at zero
+            (attained if left_s >= 0 else missed).inc()
 
 
 class MetricsEndpoint:

@@ -72,6 +72,7 @@ def test_processes_in_one_test_do_not_share_metrics() -> None:
     first.record_end("text", Outcome.SHED, 0.001, None, "acme")
     shed = {"kind": "text", "outcome": "shed", "tenant": "acme"}
     assert _sample(first, "headway_requests_total", **shed) == 1
+    assert _sample(first, "headway_requests_total", **{**shed, "outcome": "failed"}) == 0
     assert _sample(second, "headway_requests_total", **shed) is None
 
 
@@ -81,7 +82,7 @@ def test_an_answer_counts_by_target_and_by_deadline() -> None:
     held_to = {"kind": "image", "priority": "high", "tenant": "acme"}
     assert _sample(metrics, "headway_attained_total", by="deadline", **held_to) == 1
     assert _sample(metrics, "headway_missed_total", by="target", **held_to) == 1
-    assert _sample(metrics, "headway_missed_total", by="deadline", **held_to) is None
+    assert _sample(metrics, "headway_missed_total", by="deadline", **held_to) == 0
     assert _sample(metrics, "headway_rungs_served_total", kind="image", rung="2 steps", reason="BEST_FIT") == 1
 
 
