@@ -21,7 +21,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from headway import __version__
+from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import channel_options
 from headway.config import ServiceConfig
@@ -131,6 +131,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     @asynccontextmanager
     async def _call(self, context: Any, method: str, kind: str | None) -> AsyncIterator[None]:
         arrival_s = self._service.clock()
+        answer_trailers.follow_call(context)
         metadata = tuple(context.invocation_metadata() or ())
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         try:

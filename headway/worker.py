@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from headway import __version__
+from headway import __version__, answer_trailers
 from headway.config import WorkerConfig
 from headway.deadline import Budget, budget_of
 from headway.engine import Batch, Lease, Snapshot
@@ -153,7 +153,7 @@ class WorkerRuntime:
     def served(
         self, ticket: Ticket, asset: LoadedAsset, *, rung: Rung | None = None, quality: float | None = None
     ) -> common_pb2.Served:
-        """What was served, for the final message; counts the answer and traces its stages.
+        """What was served, for the final message and the trailers; counts the answer and traces its stages.
 
         `rung` and `quality` where they are not the planned ones.
         """
@@ -175,6 +175,7 @@ class WorkerRuntime:
             ),
         )
         self._trace(ticket, served)
+        answer_trailers.tell(served)
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from headway import answer_trailers
 from headway.deadline import Budget, Clock, budget_of
 from headway.errors import HeadwayError
 from headway.lease import TTL_S
@@ -127,6 +128,7 @@ class Proxy:
         priority, tenant = level.priority or common_pb2.PRIORITY_NORMAL, tenant_of_call.get()
         counted = CountedAnswer(served.rung.label, "cached", served.quality, slack_s, slack_s, priority, tenant)
         parts.metrics.record_answer(kind_name(method.kind), counted)
+        answer_trailers.tell(served)
         return messages
 
 
