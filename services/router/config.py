@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
 from headway.config import Address, OrOff, ServiceConfig, check_address, setting
 from headway.prefix import MIN_SECRET_BYTES
 from headway.v1 import common_pb2
+from services.router.policies import DEFAULT, NAMES, read_policy
 
 KINDS: dict[str, common_pb2.Kind] = {
     "text": common_pb2.KIND_TEXT,
@@ -59,8 +60,15 @@ def check_target(address: str) -> str:
     return address
 
 
+def check_placement(name: str) -> str:
+    """A placement policy's name. Raises ValueError."""
+    read_policy(name)
+    return name
+
+
 Workers = Annotated[tuple[Any, ...], BeforeValidator(read_workers)]
 Target = Annotated[str, AfterValidator(check_target)]
+PlacementName = Annotated[str, AfterValidator(check_placement)]
 
 
 class RouterConfig(ServiceConfig):
@@ -84,6 +92,10 @@ class RouterConfig(ServiceConfig):
     rung_quantile: float = setting(
         0.9, "placement expects the rung that comes in time in this share of cases",
         group="Mesh", unit="SHARE", gt=0, lt=1,
+    )  # fmt: skip
+    placement: PlacementName = setting(
+        DEFAULT, f"which worker is asked first: {DEFAULT}, or to compare: {', '.join(NAMES[1:])}",
+        group="Mesh", unit="NAME",
     )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",

@@ -153,6 +153,7 @@ class Forwarder:
                         yield message
                     elif (rest := _rest(outgoing, message, attempt)) is not None:
                         yield rest
+                member.answered(sent)
                 outgoing.trailers(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 told = _told(error, worker_id, begun=sent.admitted_s is not None)

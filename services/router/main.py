@@ -1,6 +1,7 @@
 """Starts the router: `headway-router --workers text=HOST:PORT,splat=...,dit=... --prefix-cache HOST:PORT`."""
 
 import asyncio
+import random
 import secrets
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder
 from services.router.identity import Identity
 from services.router.listing import Lister
+from services.router.policies import Placer, read_policy
 from services.router.pool import Pool, Upstream
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.servicer import Parts, registrations
@@ -34,6 +36,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
     parts = Parts(
         config=config,
         pool=pool,
+        placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
         forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 REPORT_INTERVAL_S = 0.05
 SILENCE_S = 0.7
 """A worker reports at least every 0.25 s; one that is silent for this long is lost."""
+_LATENCY_WEIGHT = 0.1
+"""Weight of the newest answer in the average."""
 _DESCRIBE_S = 1.0
 _RETRY_S = 0.2
 
@@ -58,7 +60,7 @@ class Member:
         changed: Callable[[], None],
         others: Callable[[], bool],
     ) -> None:
-        """`changed` is called when the health changes; `identity` is shown to the worker.
+        """`changed` is called when the health or the description changes; `identity` is shown to the worker.
 
         `others` says whether another worker of the kind is healthy: then calls to this one are given up when its
         reports stop, so that they go on there. Without others they may still be answered by a worker that only stalled.
@@ -68,6 +70,8 @@ class Member:
         self.detail = "not reached yet"
         self.description: Description | None = None
         self.report: Report | None = None
+        self.latency_ms: float | None = None
+        """Moving average of how long answers took from here; None before the first."""
         self._clock, self._changed, self._others = clock, changed, others
         self._sent: list[Sent] = []
         self._calls: list[Sent] = []
@@ -80,6 +84,22 @@ class Member:
         if self._view is None:
             self._view = make_view(self.address, self.description, self.report, [sent.load for sent in self._sent])
         return self._view
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that it has admitted and not done, by its last report."""
+        return 0 if self.report is None else self.report.in_flight
+
+    @property
+    def open_calls(self) -> int:
+        """Calls from here to it that are not over."""
+        return len(self._calls)
+
+    def answered(self, sent: Sent) -> None:
+        """Counts an answer that is complete now. Mutates the member."""
+        taken_ms = (self._clock() - sent.sent_s) * 1000
+        before_ms = taken_ms if self.latency_ms is None else self.latency_ms
+        self.latency_ms = before_ms + _LATENCY_WEIGHT * (taken_ms - before_ms)
 
     @contextmanager
     def sending(self, load: Load) -> Iterator[Sent]:
@@ -142,6 +162,7 @@ class Member:
         )
         self.description = read_description(message, self.kind)
         self._view = None
+        self._changed()
 
     async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
         request = worker_pb2.WatchWorkerRequest()

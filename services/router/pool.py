@@ -13,6 +13,7 @@ from services.router.config import WorkerAddress
 from services.router.identity import Identity
 from services.router.member import Member
 from services.router.resolver import is_name, resolve
+from services.router.roster import Roster
 from services.router.view import View
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class Pool:
         self._members: dict[tuple[common_pb2.Kind, str], Member] = {}
         self._unresolved: dict[WorkerAddress, str] = {}
         self.changed = asyncio.Event()
-        """Set, and replaced by a new one, when a worker comes, goes or changes its health."""
+        """Set, and replaced by a new one, when a worker comes, goes, or changes its health or its assets."""
+        self._roster: Roster | None = None
 
     async def run(self) -> None:
         """Follows every worker until cancelled."""
@@ -71,6 +73,13 @@ class Pool:
     def views(self) -> list[View]:
         """The healthy workers, of every kind."""
         return [view for member in self._members.values() if (view := member.view()) is not None]
+
+    def roster(self) -> Roster:
+        """The healthy workers, indexed; the same until one comes, goes, or changes its health or its assets."""
+        if self._roster is None:
+            healthy = router_pb2.WORKER_HEALTH_HEALTHY
+            self._roster = Roster(member for member in self._members.values() if member.health == healthy)
+        return self._roster
 
     def member(self, view: View) -> Member | None:
         """The worker of a view; None when it is gone since."""
@@ -131,6 +140,7 @@ class Pool:
         return any(view.description.kind == kind for view in self.views())
 
     def _count(self) -> None:
+        self._roster = None
         self.changed.set()
         self.changed = asyncio.Event()
         for kind in {worker.kind for worker in self._workers}:

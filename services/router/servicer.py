@@ -22,7 +22,8 @@ from services.router.forwarding import Forwarder, Outgoing, no_worker
 from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_pick
-from services.router.placement import Ask, Placement, rank
+from services.router.placement import Ask, Placement
+from services.router.policies import Placer
 from services.router.pool import Pool, kind_name
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
@@ -36,6 +37,7 @@ class Parts:
 
     config: RouterConfig
     pool: Pool
+    placer: Placer
     forwarder: Forwarder
     lister: Lister
     everywhere: Everywhere
@@ -57,9 +59,9 @@ class Parts:
 
 
 def ranked(ask: Ask, parts: Parts) -> list[Placement]:
-    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `rank` does."""
+    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `Placer.place` does."""
     with parts.tracing.span(Span.ROUTER_PICK):
-        placements = rank(ask, parts.pool.views(), parts.clock(), parts.config.rung_quantile)
+        placements = parts.placer.place(ask, parts.pool.roster(), parts.clock())
     if not placements:
         raise no_worker(kind_name(ask.kind))
     return placements
