@@ -11,6 +11,7 @@ from headway.config import load
 from headway.lease import LeaseSigner, read_secret
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
+from headway.yaml_file import YamlFileError
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
@@ -19,6 +20,7 @@ from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.policies import Placer, read_policy
 from services.router.pool import Pool, Upstream
+from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.servicer import Parts, registrations
 
@@ -26,7 +28,7 @@ from services.router.servicer import Parts, registrations
 async def build(config: RouterConfig, service: Service) -> Served:
     """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
     credentials = _credentials(config)
-    secret = _secret(config)
+    secret, limits = _secret(config), _quotas(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     identity = Identity(credentials, _signer(config))
     upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
@@ -41,6 +43,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
+        quotas=Quotas(limits, service.clock),
         identity=identity,
         calls=calls,
         metrics=service.metrics,
@@ -75,6 +78,15 @@ def _secret(config: RouterConfig) -> bytes:
         return read_secret(config.cache_secret)
     except (OSError, ValueError) as error:
         raise StartError(f"cache_secret: {error}") from error
+
+
+def _quotas(config: RouterConfig) -> dict[str, Quota]:
+    if config.quotas is None:
+        return {}
+    try:
+        return load_quotas(config.quotas)
+    except (QuotaFileError, YamlFileError) as error:
+        raise StartError(f"quotas: {error}") from error
 
 
 def _cache(

@@ -42,6 +42,11 @@ class Method:
         """As gRPC names it."""
         return f"/headway.v1.{self.service}/{self.name}"
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether the worker plans steps for it."""
+        return self.plan is not _no_part
+
     def read_request(self, raw: bytes) -> Any:
         """The parsed request. Raises `BadInput`."""
         try:

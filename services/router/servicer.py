@@ -25,6 +25,7 @@ from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_p
 from services.router.placement import Ask, Placement
 from services.router.policies import Placer
 from services.router.pool import Pool, kind_name
+from services.router.quotas import Quotas, device_ms
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
 
@@ -42,6 +43,7 @@ class Parts:
     lister: Lister
     everywhere: Everywhere
     cache: ResultCache | None
+    quotas: Quotas
     identity: Identity
     calls: Calls
     metrics: Metrics
@@ -87,8 +89,17 @@ class Proxy:
             if parts.cache is not None and method.reproducible(request):
                 answer = self._cached(parts.cache, request, outgoing, placements)
             else:
-                answer = parts.forwarder.messages(outgoing, placements)
+                answer = self._worked(outgoing, placements)
             async with aclosing(answer) as messages:
+                async for message in messages:
+                    yield message
+
+    async def _worked(self, outgoing: Outgoing, placements: list[Placement]) -> AsyncGenerator[bytes, None]:
+        """A worker's answer, charged to the tenant."""
+        parts, best = self._parts, placements[0]
+        cost_ms = device_ms(best) if self._method.uses_device else 0.0
+        with parts.quotas.call(tenant_of_call.get(), cost_ms, best.finish.mean_ms / 1000):
+            async with aclosing(parts.forwarder.messages(outgoing, placements)) as messages:
                 async for message in messages:
                     yield message
 
@@ -114,7 +125,7 @@ class Proxy:
                 yield message
             return
         recording = cache.recording()
-        async with aclosing(self._parts.forwarder.messages(outgoing, placements)) as messages:
+        async with aclosing(self._worked(outgoing, placements)) as messages:
             async for message in messages:
                 recording.add(message)
                 yield message
@@ -153,10 +164,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         budget = parts.budget(context)
         with parts.calls.call():
             placements = ranked(read_pick(request, budget), parts)[:_MOST_CANDIDATES]
+            best = placements[0]
+            parts.quotas.pick(tenant_of_call.get(), device_ms(best), best.finish.quantile_ms(0.99) / 1000)
             worker_ids = [placement.view.description.worker_id for placement in placements]
-            member = parts.pool.member(placements[0].view)
+            member = parts.pool.member(best.view)
             if member is not None:
-                member.expect(placements[0].load)
+                member.expect(best.load)
             response = router_pb2.PickResponse(
                 candidates=[_candidate(placement) for placement in placements],
                 lease=parts.identity.lease(tenant_of_call.get(), worker_ids),
