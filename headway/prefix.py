@@ -49,11 +49,17 @@ def model_fingerprint(files: Iterable[Path], traits: Mapping[str, str]) -> bytes
 
 
 def token_chain(
-    tokens: Sequence[int], *, salt: str, fingerprint: bytes, block_tokens: int = BLOCK_TOKENS
+    tokens: Sequence[int],
+    *,
+    salt: str,
+    fingerprint: bytes,
+    block_tokens: int = BLOCK_TOKENS,
+    after: bytes | None = None,
 ) -> tuple[bytes, ...]:
     """The hash of every full block of `tokens`, each over all tokens up to its end; 32 bytes each.
 
-    What is left over after the last full block has no hash. Raises ValueError for a token outside 0 to 2**32 - 1.
+    `after` is the hash of the block that `tokens` follow; None where they are the beginning. What is left over after
+    the last full block has no hash. Raises ValueError for a token outside 0 to 2**32 - 1.
     """
     pack = struct.Struct(f"<{block_tokens}I").pack
     ends = range(block_tokens, len(tokens) + 1, block_tokens)
@@ -61,7 +67,7 @@ def token_chain(
         blocks = [pack(*tokens[end - block_tokens : end]) for end in ends]
     except struct.error as error:
         raise ValueError("a token is not a number of 0 to 2**32 - 1") from error
-    return _chain(_root(b"headway tokens 1", salt, fingerprint, block_tokens), blocks)
+    return _chain(after or _root(b"headway tokens 1", salt, fingerprint, block_tokens), blocks)
 
 
 def chunk_chain(canonical: bytes, *, salt: str, fingerprint: bytes) -> tuple[bytes, ...]:

@@ -129,6 +129,7 @@ def path_request(
     height: int = 512,
     format: str | None = None,
     video: bool = False,
+    video_frames_per_second: float | None = None,
     level: common_pb2.ServiceLevel | None = None,
 ) -> splat_pb2.RenderPathRequest:
     """A request for frames along key cameras; `video`: as one H.264 file, whose frames have no `format`."""
@@ -141,6 +142,7 @@ def path_request(
         frames_between=frames_between,
         frames_per_second=frames_per_second or 0.0,
         options=options,
+        video_frames_per_second=video_frames_per_second or 0.0,
         video=splat_pb2.VIDEO_FORMAT_H264_MP4 if video else splat_pb2.VIDEO_FORMAT_UNSPECIFIED,
         service_level=level,
     )

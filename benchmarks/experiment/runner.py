@@ -12,7 +12,7 @@ from benchmarks.experiment.arrivals import LOADS, SPIKE, Arrival, Mix, Profile, 
 from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
-from benchmarks.experiment.generator import Send, open_loop
+from benchmarks.experiment.generator import Send, closed_loop, open_loop
 from benchmarks.experiment.records import Record
 from benchmarks.experiment.summary import summarise
 from benchmarks.experiment.worker import Cores, RunningWorker, running, split_cores
@@ -21,6 +21,8 @@ from headway.client import AsyncHeadway
 console = Console(width=120)
 BURSTY_LOAD = 0.9
 MOST_LATE_MS = 10.0
+WARM_S = 2.0
+"""A worker learns how quick its host is now before anything is counted."""
 SPIKE_PRIORITIES = (("high", 0.2), ("normal", 0.6), ("low", 0.2))
 """In the spike somebody has to give way; steady and bursty runs send what the subject's mix says."""
 
@@ -120,6 +122,9 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
                 AsyncHeadway(worker.address) as client,
             ):
                 golden[contender.name] = await subject.golden(client)
+                await closed_loop(
+                    subject.send, client, subject.mix.sizes, worker.rungs[-1][0], in_flight=4, seconds=WARM_S
+                )
                 for shape, load, sent in sends if contender.shapes else [each for each in sends if each[0] == "steady"]:
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
                     cells.append(_beside_bound(cell, capacity, bounds))

@@ -239,7 +239,8 @@ def render(
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="JSON file of key cameras.")
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.001, max=240, help="With --path: frames a second. [default: the file's]")
+        float | None,
+        typer.Option(min=0.001, max=240, help="With --path: the video's rate. [default: the file's]"),
     ] = None,
     format: Annotated[str, typer.Option(help="With --path into a folder: png, jpeg or webp.")] = "png",
     deadline: options.Deadline = 10.0,
@@ -262,7 +263,7 @@ def render(
             keys = read_camera_path(path)
             along = path_request(
                 scene, keys.cameras, frames_between=keys.frames_between, level=level, width=width, height=height,
-                frames_per_second=fps or keys.frames_per_second, format=pixel_format, video=is_video,
+                video_frames_per_second=fps or keys.frames_per_second, format=pixel_format, video=is_video,
             )  # fmt: skip
             return save_path(mesh, along, deadline, output, f".{format}", notes)
         request = render_request(scene, width=width, height=height, camera=camera, format=pixel_format, level=level)

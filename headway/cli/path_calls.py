@@ -1,7 +1,6 @@
 """Renders a path into a video file or a folder of frames, and shows how far it is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -22,12 +21,13 @@ def save_path(
 
     What came before a failure stays: a cut video plays as far as it came.
     """
-    skipped = list[splat_pb2.PathFrame]()
-    with _file(request, output) as file, _progress(notes) as progress:
+    skipped, file = list[splat_pb2.PathFrame](), None
+    with ExitStack() as opened, _progress(notes) as progress:
         task = progress.add_task("frames", total=None)
         for message in mesh.path(request, deadline_s=deadline_s):
             match message.WhichOneof("part"):
-                case "plan":
+                case "plan":  # what is refused leaves nothing behind
+                    file = _output(request, output, opened)
                     progress.update(task, total=message.plan.steps)
                     print_note(progress.console, plan_line(message.plan))
                 case "video":
@@ -51,16 +51,13 @@ def _why(frame: splat_pb2.PathFrame) -> str:
     return errors_pb2.ErrorReason.Name(frame.skipped).removeprefix("ERROR_REASON_").lower().replace("_", " ")
 
 
-@contextmanager
-def _file(request: splat_pb2.RenderPathRequest, output: Path) -> Iterator[IO[bytes] | None]:
-    """The video's file, made when it is asked for; None for frames, whose folder is made."""
+def _output(request: splat_pb2.RenderPathRequest, output: Path, opened: ExitStack) -> IO[bytes] | None:
+    """The video's file; None for frames, whose folder is made."""
     if request.video == splat_pb2.VIDEO_FORMAT_UNSPECIFIED:
         output.mkdir(parents=True, exist_ok=True)
-        yield None
-        return
+        return None
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
-        yield file
+    return opened.enter_context(output.open("wb"))
 
 
 def _progress(notes: Console) -> Progress:

@@ -155,7 +155,7 @@ class RenderResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[_common_pb2.Plan, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., served: _Optional[_Union[_common_pb2.Served, _Mapping]] = ...) -> None: ...
 
 class RenderPathRequest(_message.Message):
-    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video", "first_frame")
+    __slots__ = ("scene", "cameras", "frames_between", "frames_per_second", "options", "service_level", "start_delay", "video", "first_frame", "video_frames_per_second")
     SCENE_FIELD_NUMBER: _ClassVar[int]
     CAMERAS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_BETWEEN_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class RenderPathRequest(_message.Message):
     START_DELAY_FIELD_NUMBER: _ClassVar[int]
     VIDEO_FIELD_NUMBER: _ClassVar[int]
     FIRST_FRAME_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FRAMES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     scene: str
     cameras: _containers.RepeatedCompositeFieldContainer[Camera]
     frames_between: int
@@ -174,7 +175,8 @@ class RenderPathRequest(_message.Message):
     start_delay: _duration_pb2.Duration
     video: VideoFormat
     first_frame: int
-    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ..., first_frame: _Optional[int] = ...) -> None: ...
+    video_frames_per_second: float
+    def __init__(self, scene: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., frames_between: _Optional[int] = ..., frames_per_second: _Optional[float] = ..., options: _Optional[_Union[FrameOptions, _Mapping]] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., start_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., video: _Optional[_Union[VideoFormat, str]] = ..., first_frame: _Optional[int] = ..., video_frames_per_second: _Optional[float] = ...) -> None: ...
 
 class PathFrame(_message.Message):
     __slots__ = ("index", "frame", "served", "skipped")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from numba.np.ufunc.parallel import threading_layer
+from numba import threading_layer  # type: ignore[attr-defined]
 
 from services.splat_worker.frame import Shot
 from services.splat_worker.rasterizer import Rasterizer
@@ -30,7 +30,7 @@ class Crew:
 
         Known after the first frame of the process was drawn.
         """
-        return self.size > 1 and threading_layer() != "workqueue"  # type: ignore[no-untyped-call]
+        return self.size > 1 and threading_layer() != "workqueue"
 
     def side_by_side(self, draw: Callable[[Shot, Rasterizer], T], shots: Sequence[Shot]) -> list[T]:
         """Calls `draw` for every shot at once, at most `size`, and returns what it gave, in order. Blocks."""

@@ -28,6 +28,8 @@ class PathSpec:
     start_delay_s: float
     video: bool
     first_frame: int
+    video_frames_per_second: float | None
+    """None: as they are paced, or else the default."""
 
 
 def read_path(request: splat_pb2.RenderPathRequest, scene: LoadedScene, max_message_bytes: int) -> PathSpec:
@@ -45,6 +47,7 @@ def read_path(request: splat_pb2.RenderPathRequest, scene: LoadedScene, max_mess
         start_delay_s=_start_delay_s(request),
         video=request.video != splat_pb2.VIDEO_FORMAT_UNSPECIFIED,
         first_frame=request.first_frame,
+        video_frames_per_second=request.video_frames_per_second or None,
     )
 
 
@@ -60,8 +63,10 @@ def _problems(request: splat_pb2.RenderPathRequest) -> Iterator[tuple[str, str]]
     pixels = count * request.options.width * request.options.height
     if pixels > MAX_PATH_PIXELS:
         yield "options.width", f"makes a path of {pixels} pixels in all; at most {MAX_PATH_PIXELS} are rendered"
-    if not 0 <= request.frames_per_second <= MAX_FRAMES_PER_SECOND:  # also refuses NaN
-        yield "frames_per_second", f"{request.frames_per_second}; must be 0 to {MAX_FRAMES_PER_SECOND:g}"
+    for field in ("frames_per_second", "video_frames_per_second"):
+        rate = getattr(request, field)
+        if not 0 <= rate <= MAX_FRAMES_PER_SECOND:  # also refuses NaN
+            yield field, f"{rate}; must be 0 to {MAX_FRAMES_PER_SECOND:g}"
     delay_s = _start_delay_s(request)
     if not 0 < delay_s <= 3600:
         yield "start_delay", f"{delay_s} s; must be above 0 and at most an hour"

@@ -88,8 +88,8 @@ class Walk:
         self._first = replace(spec.first, encoding=encoding)
         self.film: Film | None = None
         if spec.video:
-            quality = spec.first.encoding_quality
-            self.film = Film(camera.width, camera.height, spec.frames_per_second, quality)
+            quality, rate = spec.first.encoding_quality, spec.video_frames_per_second or spec.frames_per_second
+            self.film = Film(camera.width, camera.height, rate, quality)
         self._timetable = Timetable(
             arrival_s=whole.budget.arrival_s,
             target_s=whole.target_s,

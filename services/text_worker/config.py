@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import DirectoryPath, model_validator
 
 from headway.config import Address, OrOff, WorkerConfig, setting
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
 _PACKAGED_MODEL = Path(__file__).parents[2] / "headway" / "assets" / "text"
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MIN_KV_MEMORY_MB, MAX_KV_MEMORY_MB = 1, 2**24
 
 
 def default_model() -> Path:
@@ -34,8 +33,25 @@ class TextWorkerConfig(WorkerConfig):
     model_name: Annotated[str | None, OrOff] = setting(
         None, "name for requests; off: the card's, else the folder's", group="Model", unit="NAME", max_length=128
     )
-    precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "precision of weights and arithmetic", group="Model", unit="NAME"
+    weights: Literal["fp32", "bf16", "int8"] = setting(
+        "fp32", "how matrices are kept and multiplied; int8 is quantised at start", group="Model", unit="KIND"
+    )
+    batch_invariant: bool = setting(
+        False,
+        "a request's tokens are the same bits whatever runs beside it; costs fp32 and bf16 speed, int8 nothing",
+        group="Model",
+    )
+    engine: Literal["own", "openai"] = setting(
+        "own", "what computes: this worker, or an OpenAI-compatible server behind it", group="Model", unit="KIND"
+    )
+    base_url: Annotated[str | None, OrOff] = setting(
+        None, "the server of engine openai, e.g. http://host:8000/v1", group="Model", unit="URL", pattern="^https?://.+"
+    )
+    remote_model: Annotated[str | None, OrOff] = setting(
+        None, "the model's name at that server; off: its first", group="Model", unit="NAME", max_length=512
+    )
+    remote_api_key: Annotated[str | None, OrOff] = setting(
+        None, "the key for that server; best in the environment", group="Model", unit="KEY", max_length=4096, repr=False
     )
     context_tokens: Annotated[int | None, OrOff] = setting(
         None,
@@ -46,20 +62,20 @@ class TextWorkerConfig(WorkerConfig):
         le=1_048_576,
     )
     max_batch: int = setting(16, "most sequences in a step", group="Engine", unit="N", ge=1, le=1024)
-    slots: int = setting(
-        32,
-        "sequences that the KV cache holds at once, at least max_batch; sized once at start",
+    kv_memory_mb: int = setting(
+        256,
+        "memory for keys and values; sized once at start",
         group="Engine",
-        unit="N",
-        ge=1,
-        le=4096,
+        unit="MIB",
+        ge=MIN_KV_MEMORY_MB,
+        le=MAX_KV_MEMORY_MB,
     )
     prefill_chunk: int = setting(
         128, "most prompt tokens run in one step", group="Engine", unit="TOKENS", ge=16, le=65_536
     )
 
     @model_validator(mode="after")
-    def _slots_hold_a_batch(self) -> Self:
-        if self.slots < self.max_batch:
-            raise ValueError(f"slots: {self.slots} are fewer than the {self.max_batch} of max_batch")
+    def _an_engine_elsewhere_has_an_address(self) -> Self:
+        if (self.engine == "openai") != (self.base_url is not None):
+            raise ValueError("base_url: belongs to engine openai, which needs it")
         return self

@@ -7,9 +7,10 @@ from itertools import takewhile
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
+from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.drawing import choose
-from services.text_worker.model.cache import KvCache
-from services.text_worker.model.dense import DenseModel, Span
+from services.text_worker.kv.pages import Pages
+from services.text_worker.kv.store import blocks_of
 from services.text_worker.sampling import Sampling
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
@@ -40,39 +41,46 @@ def costs_of(curves: Curves, chunk_tokens: int) -> TextCosts:
     return TextCosts(curves["decode"], curves["prefill"], chunk_tokens)
 
 
-def measure(model: DenseModel, cache: KvCache, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
+def measure(model: CpuModel, pages: Pages, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
     """Times real steps, each under a device lease: decode at half the context, prefill from position 0.
 
     Overwrites the cache's content; call it before anything is served. Blocks for a second or two.
     """
-    decode = [(size, _decode_cost(model, cache, size, device)) for size in _doubling(1, min(max_batch, cache.slots))]
+    decode = [(size, _decode_cost(model, pages, size, device)) for size in _doubling(1, max_batch)]
     prefill = [
-        (tokens, quiet_cost(partial(_step, model, cache, [Span(0, 0, (1,) * tokens)]), device))
-        for tokens in _doubling(8, min(chunk_tokens, cache.context), factor=4)
+        (tokens, quiet_cost(partial(_step, model, pages, [_span(pages, 0, 0, tokens)]), device))
+        for tokens in _doubling(8, min(chunk_tokens, model.context), factor=4)
     ]
     return {"decode": StepCurve(tuple(decode)), "prefill": StepCurve(tuple(prefill))}
 
 
-def probe(model: DenseModel, cache: KvCache, device: Device) -> Probe:
-    """What a decode step of one sequence costs now. Overwrites the cache's content."""
-    return "decode", 1, _decode_cost(model, cache, 1, device)
+def probe(model: CpuModel, pages: Pages, device: Device) -> Probe:
+    """What a decode step of one sequence costs now. Overwrites nothing that is kept."""
+    return "decode", 1, _decode_cost(model, pages, 1, device)
 
 
-def pulse(model: DenseModel, cache: KvCache, costs: TextCosts) -> Pulse:
-    """A decode step of one sequence for a worker at rest, whose slots are all free. Overwrites the first one."""
-    return Pulse(costs.decode.at(1), partial(_step, model, cache, _probe_spans(cache, 1)))
+def pulse(model: CpuModel, pages: Pages, costs: TextCosts) -> Pulse:
+    """A decode step of one sequence for a worker at rest. Overwrites nothing that is kept."""
+    return Pulse(costs.decode.at(1), partial(_step, model, pages, _probe_spans(model, pages, 1)))
 
 
-def _probe_spans(cache: KvCache, size: int) -> list[Span]:
-    return [Span(slot, cache.context // 2, (1,)) for slot in range(size)]
+def _probe_spans(model: CpuModel, pages: Pages, size: int) -> list[Span]:
+    return [_span(pages, line, model.context // 2, 1) for line in range(size)]
 
 
-def _decode_cost(model: DenseModel, cache: KvCache, size: int, device: Device) -> Cost:
-    return quiet_cost(partial(_step, model, cache, _probe_spans(cache, size)), device)
+def _span(pages: Pages, line: int, start: int, tokens: int) -> Span:
+    """Blocks are read round and round, as the cache may be small; a single token is written to the spare block."""
+    count = blocks_of(start + tokens)
+    blocks = [(line * count + place) % (pages.blocks - 1) for place in range(count - 1)]
+    return Span([*blocks, pages.blocks - 1], start, (1,) * tokens)
 
 
-def _step(model: DenseModel, cache: KvCache, spans: list[Span]) -> None:
-    logits = model.forward(spans, cache)
+def _decode_cost(model: CpuModel, pages: Pages, size: int, device: Device) -> Cost:
+    return quiet_cost(partial(_step, model, pages, _probe_spans(model, pages, size)), device)
+
+
+def _step(model: CpuModel, pages: Pages, spans: list[Span]) -> None:
+    logits = model.forward(spans, pages)
     choose(logits, [SAMPLED] * len(spans), [0] * len(spans))
 
 

@@ -1,6 +1,9 @@
 """Runs the text engine's steps: spans through the model, tokens drawn, texts cut where they end."""
 
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from headway.deadline import Clock
 from headway.engine import Batch
@@ -8,10 +11,10 @@ from headway.errors import BadInput
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.costs import TextCosts
+from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.drawing import draw
+from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.model.cache import KvCache
-from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.sampling import Drawn
 from services.text_worker.scheduler import Part, TextBatch
 from services.text_worker.sequence import Delta, Sequence, ending_of
@@ -33,32 +36,27 @@ class TextEngine:
 
     def __init__(
         self,
-        model: DenseModel,
-        cache: KvCache,
+        model: CpuModel,
+        store: KvStore,
         costs: TextCosts,
         *,
         clock: Clock,
         lengths: LengthModel | None = None,
     ) -> None:
         """`lengths` is told of every text that ends."""
-        self._model, self._cache, self._costs, self._clock = model, cache, costs, clock
-        self._lengths = lengths or LengthModel()
+        self._model, self._store, self._costs = model, store, costs
+        self._clock, self._lengths = clock, lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
         """One forward pass over every part that its deadline still bears; a token is drawn for those at their end."""
         assert isinstance(batch, TextBatch)
         late = (*batch.ending, *self._late(batch))
         parts = [part for part in batch.parts if part.sequence not in late]
-        for sequence in batch.evicted:
-            self.release(sequence)
-        drawing = [part.draws for part in parts]
-        spans = [self._span(part) for part in parts]
+        make_room(self._store, parts, batch.evicted)
         tokens: list[Drawn | None] = [None] * len(parts)
         if parts:
-            logits = self._model.forward(spans, self._cache)  # [parts, vocab]
-            rows = [row for row, draws in enumerate(drawing) if draws]
-            drawn = draw(logits[rows], [parts[row].sequence.sampler for row in rows])
-            for row, token in zip(rows, drawn, strict=True):
+            logits = self._model.forward([_span(part) for part in parts], self._store.pages)  # [parts, vocab]
+            for row, token in _drawn(parts, logits):
                 tokens[row] = token
         return StepResult(tuple(zip(parts, tokens, strict=True)), late)
 
@@ -68,30 +66,20 @@ class TextEngine:
         for sequence in result.late:
             events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, None)
         for part, token in result.ran:
-            part.sequence.computed += part.count
+            self._store.computed(part.sequence.kv, part.sequence.tokens, part.count)
             if token is not None:
                 events += self._take(part.sequence, token, now_s)
         return events
 
     def release(self, work: Sequence) -> None:
-        """Gives the sequence's slot back, if it has one."""
-        if work.slot is not None:
-            self._cache.release(work.slot)
-            work.slot = None
+        """Gives the sequence's blocks back."""
+        self._store.release(work.kv)
 
     def _late(self, batch: TextBatch) -> tuple[Sequence, ...]:
         """Judged here, and not when planned, because the wait for the device comes in between."""
         end_s = self._clock() + batch.bound_ms / 1000
         works = (part.sequence for part in batch.parts)
         return tuple(work for work in works if work.over_floor and end_s > work.ticket.budget.due_s)
-
-    def _span(self, part: Part) -> Span:
-        sequence = part.sequence
-        if sequence.slot is None:
-            sequence.computed, sequence.slot = 0, self._cache.acquire()
-        assert sequence.slot is not None  # the scheduler counts the slots
-        start = sequence.computed
-        return Span(sequence.slot, start, tuple(sequence.tokens[start : start + part.count]))
 
     def _take(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Events:
         """Adds a drawn token, and ends the sequence where its text, its length or its plan ends."""
@@ -153,3 +141,29 @@ def _planned_end(ticket: Ticket) -> bool:
     """The plan that this step was run under wanted no token after it."""
     assert ticket.choice is not None
     return ticket.choice.option.load.steps_left <= 1
+
+
+def _span(part: Part) -> Span:
+    sequence = part.sequence
+    return Span(sequence.kv.blocks, part.start, sequence.tokens[part.start : part.start + part.count])
+
+
+def _drawn(parts: list[Part], logits: Tensor) -> list[tuple[int, Drawn]]:
+    """(row, token) of every part that reached its sequence's end."""
+    rows = [row for row, part in enumerate(parts) if part.draws]
+    # Nearly always all of them are drawn for, and the largest tensor of a step need not be copied.
+    chosen = logits if len(rows) == len(parts) else logits[rows]
+    return list(zip(rows, draw(chosen, [parts[row].sequence.sampler for row in rows]), strict=True))
+
+
+def make_room(store: KvStore, parts: Several[Part], evicted: Several[Sequence]) -> None:
+    """Blocks for every part: what others computed is taken over before anything is given up or out."""
+    for part in parts:
+        if part.adopted:
+            store.adopt(part.sequence.kv, part.adopted, part.start)
+            if part.sequence.ticket.steps_executed == 0:
+                part.sequence.cached_tokens = min(part.start, part.sequence.prompt_tokens)
+    for sequence in evicted:
+        store.release(sequence.kv)
+    for part in parts:
+        store.reserve(part.sequence.kv, part.start + part.count)

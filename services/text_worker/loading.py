@@ -10,11 +10,13 @@ import torch
 from headway import __version__
 from headway.calibration import cache_folder, calibrated
 from headway.engine import Device
-from services.text_worker.config import PRECISIONS, TextWorkerConfig
+from headway.prefix import model_fingerprint
+from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
-from services.text_worker.model.cache import KvCache
+from services.text_worker.cpu.model import CpuModel
+from services.text_worker.kv.pages import Pages, blocks_for
+from services.text_worker.kv.store import KvStore
 from services.text_worker.model.config import CheckpointError
-from services.text_worker.model.dense import DenseModel
 from services.text_worker.model.families import load_architecture
 from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling
@@ -22,7 +24,7 @@ from services.text_worker.structure import Structures
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
 MOST_DEFAULT_CONTEXT = 4096
-ENGINE = "torch-cpu"
+ENGINE = "cpu"
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class LoadedModel:
 
     name: str
     hash: str
-    model: DenseModel
+    model: CpuModel
     tokenizer: TextTokenizer
     sampling: Sampling
     """What a request that says nothing gets."""
     context_tokens: int
+    cache_fingerprint: bytes
+    """Names what makes keys and values: the checkpoint and the arithmetic. 32 bytes."""
     structures: Structures
 
     @property
@@ -49,40 +53,40 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
     context = settings.context_tokens or min(architecture.context, MOST_DEFAULT_CONTEXT)
     if context > architecture.context:
         raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
-    tokenizer = load_tokenizer(settings.model, architecture)
+    tokenizer, found = load_tokenizer(settings.model, architecture), fingerprint(settings.model)
+    model = CpuModel.load(
+        settings.model, architecture, settings.weights, context=context, invariant=settings.batch_invariant
+    )
     return LoadedModel(
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
-        hash=fingerprint(settings.model),
-        model=DenseModel.load(settings.model, architecture, PRECISIONS[settings.precision], context=context),
+        hash=found,
+        model=model,
         tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
+        cache_fingerprint=model_fingerprint((), {"model": found, "engine": ENGINE, "weights": settings.weights}),
         structures=Structures(tokenizer, architecture.vocab),
     )
 
 
-def make_cache(settings: TextWorkerConfig, loaded: LoadedModel) -> KvCache:
-    """The KV cache, in its final size. Raises CheckpointError when the memory is not there."""
-    try:
-        return KvCache(
-            loaded.model.architecture,
-            slots=settings.slots,
-            context=loaded.context_tokens,
-            dtype=PRECISIONS[settings.precision],
-        )
-    except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"slots: no memory for {settings.slots} of {loaded.context_tokens} tokens") from error
+def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:
+    """The KV cache, in its final size. Raises CheckpointError when it is too small, or the memory is not there."""
+    architecture = loaded.model.architecture
+    blocks = blocks_for(architecture, settings.kv_memory_mb, loaded.context_tokens)
+    return KvStore(Pages(architecture, blocks))
 
 
-def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, cache: KvCache, device: Device) -> TextCosts:
+def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, device: Device) -> TextCosts:
     """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
     chunk = min(settings.prefill_chunk, loaded.context_tokens)
-    sizes = (settings.max_batch, settings.slots, loaded.context_tokens, chunk, torch.get_num_threads())
+    sizes = (settings.max_batch, int(settings.batch_invariant), loaded.context_tokens, chunk, torch.get_num_threads())
     curves = calibrated(
         cache_folder(settings.cache_dir),
-        key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.precision, *map(str, sizes)),
-        measure=lambda: measure(loaded.model, cache, max_batch=settings.max_batch, chunk_tokens=chunk, device=device),
-        probe=lambda: probe(loaded.model, cache, device),
+        key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),
+        measure=lambda: measure(
+            loaded.model, store.pages, max_batch=settings.max_batch, chunk_tokens=chunk, device=device
+        ),
+        probe=lambda: probe(loaded.model, store.pages, device),
     )
     return costs_of(curves, chunk)
 

@@ -22,10 +22,11 @@ from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, pulse
+from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.engine import TextEngine
+from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_cache
-from services.text_worker.model.cache import KvCache
+from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_store
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.scheduler import TextScheduler
 from services.text_worker.sequence import LADDER, Sequence
@@ -39,23 +40,27 @@ SWITCH_INTERVAL_S = 0.0005  # the event loop waits at most about this long for t
 
 async def build(config: TextWorkerConfig, service: Service) -> Served:
     """Loads, calibrates and starts the engine. Raises StartError."""
+    if config.engine == "openai":
+        from services.text_worker.remote.start import build_remote  # needs an HTTP client, which is an extra
+
+        return await build_remote(config, service)
     _set_threads(config)
     device = DeviceClient(config.device_socket)
     service.closing.callback(device.close)
     try:
         loaded = load_model(config)
-        cache = make_cache(config, loaded)
+        store = make_store(config, loaded)
     except CheckpointError as error:
         raise StartError(f"model: {error}") from error
-    costs = await asyncio.to_thread(calibrate, config, loaded, cache, device)
-    loop = _engine_loop(config, service, loaded, cache, costs, device)
+    costs = await asyncio.to_thread(calibrate, config, loaded, store, device)
+    loop = _engine_loop(config, service, loaded, store, costs, device)
     loop.start()
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
-    runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, cache, costs))
+    runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
     log.info(
         "%s: %d parameters, context %d, %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
-        loaded.name, loaded.model.parameters, loaded.context_tokens, config.precision, cache.size_bytes / 2**20,
+        loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, store.pages.size_bytes / 2**20,
         costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms, config.max_batch,
     )  # fmt: skip
 
@@ -66,6 +71,7 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
 
 
 def _set_threads(config: TextWorkerConfig) -> None:
+    share_torch_threads()
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
@@ -74,7 +80,7 @@ def _engine_loop(
     config: TextWorkerConfig,
     service: Service,
     loaded: LoadedModel,
-    cache: KvCache,
+    store: KvStore,
     costs: TextCosts,
     device: DeviceClient,
 ) -> EngineLoop[Sequence]:
@@ -87,8 +93,8 @@ def _engine_loop(
         overhead_ms=OVERHEAD_MS,
     )
     lengths = LengthModel()
-    scheduler = TextScheduler(costs, slots=config.slots, planning=planning, lengths=lengths)
-    engine = TextEngine(loaded.model, cache, costs, clock=service.clock, lengths=lengths)
+    scheduler = TextScheduler(costs, store.pool, planning, lengths)
+    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,
@@ -97,7 +103,7 @@ def _engine_loop(
         device=device,
         observer=observer,
         name="text",
-        pulse=pulse(loaded.model, cache, costs),
+        pulse=pulse(loaded.model, store.pages, costs),
         policy=worker_policy(config, [LADDER]),
     )
 
@@ -109,17 +115,17 @@ def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
         engine=ENGINE,
         device="cpu",
         device_id=config.device_id or f"cpu:{socket.gethostname()}",
-        precision=config.precision,
+        precision=config.weights,
         threads=torch.get_num_threads(),
         assets=(LoadedAsset(loaded.name, loaded.hash, LADDER),),
     )
 
 
-def _complete_state(cache: KvCache, costs: TextCosts, state: worker_pb2.WorkerState) -> None:
-    """What only a text worker knows. A KV block is one slot: room for one whole sequence."""
+def _complete_state(store: KvStore, costs: TextCosts, state: worker_pb2.WorkerState) -> None:
+    """What only a text worker knows."""
     state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens
     state.queued_prefill_tokens = round(sum(load.setup_mean_ms for load in state.loads) / state.prefill_token_ms)
-    state.free_kv_blocks, state.total_kv_blocks = cache.free_slots, cache.slots
+    state.free_kv_blocks, state.total_kv_blocks = store.pool.available, store.pool.blocks
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ class Ask:
 
 async def read_ask(request: text_pb2.GenerateRequest, loaded: LoadedModel) -> Ask:
     """Checks a request against a model. Raises BadInput naming the field and the limit."""
-    _check_targets(request.service_level)
+    check_targets(request.service_level)
     sampling = read_sampling(request, loaded.sampling, loaded.vocabulary)
     count, stops = read_count(request, sampling), read_stops(request, loaded.vocabulary)
     prompt = await _prompt_tokens(request, loaded)
@@ -104,7 +104,8 @@ async def read_tokenize(request: text_pb2.TokenizeRequest, loaded: LoadedModel) 
             raise BadInput("input", "one of text and chat must be set")
 
 
-def _check_targets(level: common_pb2.ServiceLevel) -> None:
+def check_targets(level: common_pb2.ServiceLevel) -> None:
+    """Targets of a text's tokens are over 0. Raises BadInput."""
     for field in ("first_token_target", "per_token_target"):
         if level.HasField(field) and getattr(level, field).ToNanoseconds() <= 0:
             raise BadInput(f"service_level.{field}", "must be more than 0 s")
@@ -135,12 +136,17 @@ async def _encode_text(text: str, loaded: LoadedModel) -> list[int]:
     return await asyncio.to_thread(loaded.tokenizer.encode, text)
 
 
-async def _encode_chat(chat: text_pb2.Chat, loaded: LoadedModel) -> list[int]:
+def check_chat(chat: text_pb2.Chat) -> None:
+    """Number of messages and their roles. Raises BadInput."""
     if not 1 <= len(chat.messages) <= MOST_MESSAGES:
         raise BadInput("chat.messages", f"must be 1 to {MOST_MESSAGES} messages, not {len(chat.messages)}")
     for index, message in enumerate(chat.messages):
         if not 1 <= len(message.role.encode()) <= MOST_ROLE_BYTES:
             raise BadInput(f"chat.messages[{index}].role", f"must be 1 to {MOST_ROLE_BYTES} bytes")
+
+
+async def _encode_chat(chat: text_pb2.Chat, loaded: LoadedModel) -> list[int]:
+    check_chat(chat)
     _check_size("chat", sum(len(message.content) for message in chat.messages), loaded)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:

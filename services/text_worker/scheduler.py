@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from headway.cost import ZERO, Cost, Foreign, Load
 from headway.engine import Batch
 from headway.planning import Job, Option, Setting
+from headway.prefix import BLOCK_TOKENS
 from services.text_worker.costs import TextCosts
+from services.text_worker.kv.pool import BlockPool
+from services.text_worker.kv.store import blocks_of
 from services.text_worker.lengths import LengthModel
+from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
 
 STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
@@ -17,15 +21,15 @@ LEAST_CHUNK_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next `count` uncomputed tokens of a sequence."""
+    """`count` tokens of a sequence from `start` on, up to which all are cached."""
 
     sequence: Sequence
+    start: int
     count: int
-
-    @property
-    def draws(self) -> bool:
-        """The step brings a new token for it."""
-        return self.count == self.sequence.uncomputed
+    draws: bool
+    """The step brings a new token for it."""
+    adopted: tuple[int, ...] = ()
+    """Blocks of the KV cache that the sequence begins with, because another began alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +40,26 @@ class TextBatch(Batch[Sequence]):
     ending: tuple[Sequence, ...]
     """Sequences past their floor that this step would make late: they end as they are."""
     evicted: tuple[Sequence, ...]
-    """Sequences that give their slots to more urgent ones; they are computed anew when their turn comes."""
+    """Sequences that give their blocks to more urgent ones; what is lost of them is computed anew in their turn."""
     bound_ms: float
     """What the step takes at most, at the admission quantile, with the time to answer."""
 
 
 class TextScheduler:
-    """Every step takes the most urgent sequences, whatever their lengths and plans; new ones join at the next step."""
+    """Every step takes the most urgent sequences, whatever their lengths and plans; new ones join at the next step.
 
-    def __init__(self, costs: TextCosts, *, slots: int, planning: Setting, lengths: LengthModel | None = None) -> None:
-        """`planning` holds what does not change: batch limit, quantiles, overhead. `slots` is at least its batch.
+    Nothing starves and nothing locks up: the most urgent sequence always gets room, from all others if it must, and
+    the cache holds at least one whole context.
+    """
+
+    def __init__(
+        self, costs: TextCosts, pool: BlockPool, planning: Setting, lengths: LengthModel | None = None
+    ) -> None:
+        """`planning` holds what does not change: batch limit, quantiles, overhead. `pool` is only looked at.
 
         `lengths` says how long texts will be; None: as long as was asked.
         """
-        if slots < planning.max_batch:
-            raise ValueError(f"slots: {slots} are fewer than the {planning.max_batch} sequences of a step")
-        self.costs, self._slots, self._planning = costs, slots, planning
+        self.costs, self._pool, self._planning = costs, pool, planning
         self._lengths = lengths or LengthModel()
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
@@ -61,33 +69,70 @@ class TextScheduler:
     def job(self, work: Sequence, now_s: float) -> Job:
         """See `headway.engine.Scheduler`."""
         ticket = work.ticket
-        prefill = self.costs.prefill_cost(work.uncomputed) if work.uncomputed > 1 else ZERO
+        uncomputed = len(work.tokens) - self._reach(work)[0]
+        prefill = self.costs.prefill_cost(uncomputed) if uncomputed > 1 else ZERO
         full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
-        options = as_expected(options_of(work, prefill), work, self._lengths, full_ms)
+        options = as_expected(options_of(work, prefill, self._share), work, self._lengths, full_ms)
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
         """See `headway.engine.Scheduler`; `works` come most urgent first."""
         ending = self._ending(works[: self._planning.max_batch], now_s, scale)
         going = [work for work in works if work not in ending]
-        lanes = going[: self._planning.max_batch]
-        decodes = [Part(work, 1) for work in lanes if work.uncomputed == 1]
-        prefills = self._prefills(lanes, decodes, now_s, scale)
-        parts = (*decodes, *prefills)
-        predicted = self.costs.step_cost(len(decodes), sum(part.count for part in prefills))
+        room = Room(self._pool, going)
+        parts = self._parts(going, room, self._prefill_limit(going, now_s, scale))
+        prefill = sum(part.count for part in parts if not _decodes(part))
+        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill)
         return TextBatch(
-            stage="prefill" if prefills else "decode",
+            stage="prefill" if prefill else "decode",
             works=(*(part.sequence for part in parts), *ending),
             items=len(parts),
             predicted=predicted,
-            parts=parts,
+            parts=tuple(parts),
             ending=ending,
-            evicted=self._evicted(going, len(lanes), parts, len(ending)),
+            evicted=tuple(room.evicted),
             bound_ms=self._bound_ms(predicted, scale),
         )
 
+    def _parts(self, going: Several[Sequence], room: Room, left: int) -> list[Part]:
+        """Decode steps and prefill chunks in order of urgency, the chunks together of at most `left` tokens."""
+        parts: list[Part] = []
+        coming: set[bytes] = set()  # blocks that sequences before this one are about to compute
+        for work in going[: self._planning.max_batch]:
+            if work in room.evicted:
+                continue
+            start, adopted = self._reach(work)
+            decodes = len(work.tokens) - start == 1 and not adopted
+            count = 1 if decodes else min(left, len(work.tokens) - start)
+            if count == 0 or (not work.kv.blocks and _comes(work, start, coming)):
+                continue
+            count = room.fit(work, start, count, adopted, spare=0 if work.kv.blocks else len(parts))
+            if count == 0:
+                continue
+            room.claim(work, start, count, adopted)
+            parts.append(Part(work, start, count, start + count == len(work.tokens), adopted))
+            if not decodes:
+                left -= count
+                coming.update(work.kv.chain.over(work.tokens)[start // BLOCK_TOKENS :])
+        return parts
+
+    def _reach(self, work: Sequence) -> tuple[int, tuple[int, ...]]:
+        """How many tokens are cached, and for a sequence that holds nothing yet the blocks that hold them.
+
+        The last token is always run, because its logits are wanted.
+        """
+        if work.kv.blocks:
+            return work.kv.computed, ()
+        adopted = self._pool.match(work.kv.chain.over(work.tokens))
+        return min(len(adopted) * BLOCK_TOKENS, len(work.tokens) - 1), adopted
+
+    @property
+    def _share(self) -> float:
+        """Blocks for each sequence of a full batch."""
+        return self._pool.blocks / self._planning.max_batch
+
     def _ending(self, lanes: Several[Sequence], now_s: float, scale: Cost) -> tuple[Sequence, ...]:
-        decodes = sum(work.uncomputed == 1 for work in lanes)
+        decodes = sum(_ready(work) for work in lanes)
         end_s = now_s + self._bound_ms(self.costs.step_cost(max(1, decodes), 0), scale) / 1000
         return tuple(work for work in lanes if work.over_floor and end_s > work.ticket.budget.due_s)
 
@@ -95,46 +140,52 @@ class TextScheduler:
         step_ms = predicted.scaled(scale).quantile_ms(self._planning.admission_quantile)
         return step_ms + self._planning.overhead_ms
 
-    def _prefills(
-        self, lanes: Several[Sequence], decodes: Several[Part], now_s: float, scale: Cost
-    ) -> tuple[Part, ...]:
-        """Prefill chunks in order of urgency, together no larger than the tightest decoding sequence bears."""
+    def _prefill_limit(self, going: Several[Sequence], now_s: float, scale: Cost) -> int:
+        """Prefill tokens that the step may hold: no more than the tightest decoding sequence bears."""
         left = self.costs.chunk_tokens
+        decodes = [work for work in going[: self._planning.max_batch] if _ready(work)]
         if decodes:
-            tightest_ms = min(part.sequence.ticket.budget.remaining_s(now_s) for part in decodes) * 1000
+            tightest_ms = min(work.ticket.budget.remaining_s(now_s) for work in decodes) * 1000
             while left > LEAST_CHUNK_TOKENS:
                 if self._bound_ms(self.costs.step_cost(len(decodes), left), scale) <= tightest_ms:
                     break
                 left = max(LEAST_CHUNK_TOKENS, left // 2)
-        parts = []
-        for work in lanes:
-            if work.uncomputed > 1 and left > 0:
-                parts.append(Part(work, min(left, work.uncomputed)))
-                left -= parts[-1].count
-        return tuple(parts)
-
-    def _evicted(self, works: Several[Sequence], lanes: int, parts: Several[Part], ending: int) -> tuple[Sequence, ...]:
-        """The least urgent holders of slots outside the lanes, as many as the step lacks."""
-        free = self._slots - sum(work.slot is not None for work in works) - ending
-        lacking = sum(part.sequence.slot is None for part in parts) - free
-        holders = [work for work in reversed(works[lanes:]) if work.slot is not None]
-        return tuple(holders[: max(0, lacking)])
+        return left
 
 
-def options_of(work: Sequence, prefill: Cost) -> tuple[Option, ...]:
+def _ready(work: Sequence) -> bool:
+    """All but its newest token is cached: it decodes."""
+    return bool(work.kv.blocks) and work.uncomputed == 1
+
+
+def _decodes(part: Part) -> bool:
+    return part.count == 1 and part.draws
+
+
+def _comes(work: Sequence, start: int, coming: set[bytes]) -> bool:
+    """Its next block is computed in this step for another: it waits a step and takes that over."""
+    chain, place = work.kv.chain.over(work.tokens), start // BLOCK_TOKENS
+    return place < len(chain) and chain[place] in coming
+
+
+def options_of(work: Sequence, prefill: Cost, share: float) -> tuple[Option, ...]:
     """How far `work` may still go, farthest first: its goals ahead, and once past its floor a few tokens, or only one.
 
     After one planned token the sequence ends. So it goes on past its last affordable goal, token by token, as long as
-    the planner finds that a few more harm nobody.
+    the planner finds that a few more harm nobody. `share`: blocks of the KV cache for each lane; a sequence that will
+    need more takes the place of several, so that no more is admitted than the cache can hold.
     """
     done, most = work.new_tokens, work.goals[0].tokens
     totals = {goal.tokens for goal in work.goals if goal.tokens > done}
     if work.over_floor:
         totals |= {min(done + steps, most) for steps in (STRETCH_TOKENS, 1)}
     due_s = work.ticket.budget.due_s
-    return tuple(
-        Option(work.rung_at(total), Load(due_s, 1, total - done, prefill)) for total in sorted(totals, reverse=True)
-    )
+
+    def option(total: int) -> Option:
+        lanes = math.ceil(blocks_of(work.prompt_tokens + total) / share)
+        return Option(work.rung_at(total), Load(due_s, max(1, lanes), total - done, prefill))
+
+    return tuple(option(total) for total in sorted(totals, reverse=True))
 
 
 def as_expected(

@@ -1,11 +1,12 @@
 """The noun of the text engine: one request's tokens, where they are cached, and how far they are meant to go."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from headway.quality import Ladder, Rung, Wish
 from headway.ticket import Ticket
 from headway.v1 import text_pb2
+from services.text_worker.kv.store import Holding
 from services.text_worker.sampling import Drawn, Sampler
 from services.text_worker.tokenizer import Detokenizer, StopStrings
 
@@ -60,10 +61,10 @@ class Sequence:
     """Tokens that end the answer and are no part of it."""
     detokenizer: Detokenizer
     stops: StopStrings
-    slot: int | None = None
-    """Where the KV cache holds it; None while it holds nothing."""
-    computed: int = 0
-    """Tokens whose keys and values are in the slot; means nothing without one."""
+    kv: Holding = field(default_factory=Holding)
+    """What the KV cache holds of it."""
+    cached_tokens: int = 0
+    """Prompt tokens that were in the KV cache already when it first began."""
     first_token_s: float | None = None
 
     @property
@@ -73,7 +74,7 @@ class Sequence:
     @property
     def uncomputed(self) -> int:
         """Tokens to run until the next one can be drawn; at least 1."""
-        return len(self.tokens) - (self.computed if self.slot is not None else 0)
+        return len(self.tokens) - self.kv.computed
 
     @property
     def complete(self) -> bool:

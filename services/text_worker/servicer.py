@@ -1,14 +1,18 @@
 """`headway.v1.TextGeneration`: checks a request, hands it to the engine, streams what comes."""
 
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from headway.errors import HeadwayError
+from headway.prefix import tenant_salt
+from headway.server import tenant_of_call
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
 from headway.worker import LoadedAsset, WorkerRuntime
 from services.text_worker.interleave import interleaved
+from services.text_worker.kv.chain import Chain
 from services.text_worker.loading import LoadedModel
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sampling import Drawn
@@ -20,6 +24,7 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
 
     def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel) -> None:
         self._runtime, self._loaded = runtime, loaded
+        self._secret = secrets.token_bytes(32)  # of this process alone, as its cache is
 
     async def Generate(
         self, request: text_pb2.GenerateRequest, context: Any
@@ -30,6 +35,9 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         ask = await read_ask(request, self._loaded)
         tickets = [self._runtime.ticket(budget, request.service_level, asset.ladder) for _ in range(ask.count)]
         sequences = [ask.sequence(ticket, self._loaded, answer) for answer, ticket in enumerate(tickets)]
+        salt = tenant_salt(self._secret, tenant_of_call.get())
+        for sequence in sequences:
+            sequence.kv.chain = Chain(salt, self._loaded.cache_fingerprint)
         times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
         streams = [_gathered(self._runtime, sequence) for sequence in sequences]
         async with aclosing(interleaved(streams)) as parts:
@@ -82,6 +90,7 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
             completion_tokens=sequence.new_tokens - sequence.resumed_tokens,
         )
         served = self._runtime.served(sequence.ticket, asset, rung=ending.rung, quality=ending.quality)
+        served.cached_tokens = sequence.cached_tokens
         return text_pb2.GenerateSummary(
             finish_reason=ending.reason, usage=usage, served=served, seed=sequence.sampler.sampling.seed
         )

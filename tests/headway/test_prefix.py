@@ -39,6 +39,17 @@ def _common(first: list[int], second: list[int]) -> int:
     return count
 
 
+@settings(max_examples=60, deadline=None)
+@given(tokens, st.integers(0, 10))
+def test_a_chain_goes_on_where_it_was_left(line: list[int], blocks: int) -> None:
+    whole = token_chain(line, salt=SALT, fingerprint=MODEL, block_tokens=4)
+    blocks = min(blocks, len(whole))
+    begun = token_chain(line[: 4 * blocks], salt=SALT, fingerprint=MODEL, block_tokens=4)
+    after = begun[-1] if begun else None
+    rest = token_chain(line[4 * blocks :], salt=SALT, fingerprint=MODEL, block_tokens=4, after=after)
+    assert begun + rest == whole
+
+
 @settings(max_examples=150, deadline=None)
 @given(tokens, tokens, tokens)
 def test_blocks_are_shared_exactly_as_far_as_the_beginnings_agree(head: list[int], a: list[int], b: list[int]) -> None:

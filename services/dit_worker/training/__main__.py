@@ -1,5 +1,6 @@
 """One command that makes an image model: `python -m services.dit_worker.training --data shapes|digits`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -65,13 +66,20 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches, noise and times.")] = 0,
     noise_seeds: Annotated[int, typer.Option(min=1, help="Noise seeds to measure with.")] = Protocol().seeds,
     only: Annotated[Part | None, typer.Option(help="One part of the work alone.")] = None,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder that another seed's run was exported to; for the card. Repeatable."),
+    ] = None,
 ) -> None:
     """Trains by Terminal Velocity Matching, writes the fp16 checkpoint, and measures what was written.
 
     Every part runs on one CPU thread: sums in another order would change the last bits.
     """
     torch.set_num_threads(1)
-    project = _project(data, out, run_folder, steps, seed)
+    try:
+        project = _project(data, out, run_folder, steps, seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if only in (None, Part.TRAIN):
         run(project.training(), project.run_folder)
     if only in (None, Part.JUDGE):
@@ -79,7 +87,8 @@ def main(
     if only in (None, Part.EXPORT):
         export(project)
     if only in (None, Part.MEASURE):
-        typer.echo(measured_page(project, Protocol(seeds=noise_seeds, few_seeds=min(noise_seeds, FEW_SEEDS[data]))))
+        protocol = Protocol(seeds=noise_seeds, few_seeds=min(noise_seeds, FEW_SEEDS[data]))
+        typer.echo(measured_page(project, protocol, other or []))
 
 
 def train_judge(project: Project) -> None:
@@ -100,14 +109,18 @@ def export(project: Project) -> None:
     checkpoint.save(project.out, training.shipped(), draft)
 
 
-def measured_page(project: Project, protocol: Protocol) -> str:
-    """Measures the shipped files, writes card.json, README.md and samples.png, and returns the page."""
+def measured_page(project: Project, protocol: Protocol, others: Sequence[Path]) -> str:
+    """Measures the shipped files, writes card.json, README.md and samples.png, and returns the page.
+
+    `others` are exports of the same recipe from other seeds: the card says how far training runs lie apart.
+    """
     folder, data = project.out, project.data
     judge = extractor.load_extractor(folder, project.judge)
     config, network = checkpoint.load_weights(folder)
     guidances = [weight for weight in GUIDANCES if weight <= config.guidance_max]
     measured = measure(network, judge, data, protocol, config.ladder[0], guidances)
     content = card.card(folder, config, measured, judge, data)
+    content["other_runs"] = [card.other_run(*checkpoint.load_weights(one), judge, data, protocol) for one in others]
     card.write(folder, content)
     pictures.rung_sheet(network, config.ladder).save(folder / "samples.png")
     return page(content)
@@ -116,10 +129,11 @@ def measured_page(project: Project, protocol: Protocol) -> str:
 def _project(kind: Kind, out: Path | None, run_folder: Path | None, steps: int | None, seed: int) -> Project:
     shapes = kind is Kind.SHAPES
     recipe = SHAPES_RECIPE if shapes else DIGITS_RECIPE
+    recipe = replace(recipe, seed=seed, steps=recipe.steps if steps is None else steps)
     return Project(
         data=shapes_data(seed) if shapes else digits(),
         topology=SHAPES if shapes else DIGITS,
-        recipe=replace(recipe, seed=seed, steps=recipe.steps if steps is None else steps),
+        recipe=recipe,
         out=out or Path(f"models/dit-{kind}"),
         run_folder=run_folder or Path(f"build/dit-{kind}"),
     )

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from services.dit_worker.model.checkpoint import CARD, Config
+from services.dit_worker.model.dit import Dit
 from services.dit_worker.model.tensors import sha256_of
 from services.dit_worker.training.data import DataSet
 from services.dit_worker.training.dfd import Estimate
 from services.dit_worker.training.extractor import EXTRACTOR, Extractor
 from services.dit_worker.training.page import page
-from services.dit_worker.training.quality import Figure, Measurement, normalised
+from services.dit_worker.training.quality import Figure, Measurement, Protocol, mean_dfds, normalised
 
 PLACES = 5
 
@@ -50,6 +51,17 @@ def card(folder: Path, config: Config, measured: Measurement, extractor: Extract
             "bootstrap_resamples": measured.protocol.resamples,
         },
         "training": config.training,
+    }
+
+
+def other_run(config: Config, network: Dit, extractor: Extractor, data: DataSet, protocol: Protocol) -> dict[str, Any]:
+    """What the card keeps of another training run."""
+    dfds = mean_dfds(network, extractor, data, protocol)
+    return {
+        "seed": config.training["seed"],
+        "steps_done": config.training["steps_done"],
+        "weights_sha256": config.weights_sha256,
+        "dfd": {str(steps): round(dfd, PLACES) for steps, dfd in dfds.items()},
     }
 
 

@@ -111,7 +111,8 @@ class Training:
 def run(training: Training, folder: Path, *, report_every: int = 50, save_every: int = 200) -> None:
     """Train to the recipe's last step, resuming from `folder` where a state lies there; blocks.
 
-    Writes state.safetensors, loss.csv (step, terminal, flow, seconds) and loss.png into `folder`.
+    Writes state.safetensors, loss.csv (step, terminal, flow, seconds) and loss.png into `folder`; where the cool-down
+    begins also level.safetensors, from which a longer run may go on in its state's place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state, log = folder / "state.safetensors", folder / "loss.csv"
@@ -126,6 +127,8 @@ def run(training: Training, folder: Path, *, report_every: int = 50, save_every:
             with log.open("a") as file:
                 file.write(row + "\n")
             print(row, flush=True)
+        if training.step == training.recipe.level_until:
+            training.save(folder / "level.safetensors")
         if training.step % save_every == 0:
             training.save(state)
             if log.exists():

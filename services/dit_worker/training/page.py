@@ -68,10 +68,11 @@ def _recipe(content: dict[str, Any]) -> str:
     return f"""## Recipe
 
 - Data: {data["name"]};
-  {data["licence"]}. {data["train"]} train and {data["held_out"]} held-out images: {data["split"]}.
+  {data["licence"]}. {data["train"]} train and {data["held_out"]} held-out images:
+  {data["split"]}.
   The model was not fitted to, stopped by or chosen on the held-out images.
 - Training: {training["steps_done"]} steps of {training["batch"]}, seed {training["seed"]}, one CPU thread{precision}.
-  The full list of settings is in `config.json`. One training run: no interval holds the spread between runs.
+  The full list of settings is in `config.json`. {_runs(content)}
 - The extractor saw the train images, which flatters the floor. Where images of the model lie nearer to train images
   than held-out images do, it has begun to memorise.
 
@@ -107,6 +108,17 @@ def _differences(content: dict[str, Any]) -> str:
 
 def _nearest(content: dict[str, Any]) -> str:
     return "; ".join(f"{name} {value:.2f}" for name, value in content["nearest_train_l2"].items())
+
+
+def _runs(content: dict[str, Any]) -> str:
+    others = content.get("other_runs", [])
+    if not others:
+        return "One training run: no interval holds the spread between runs."
+    runs = (
+        f"seed {run['seed']}: " + ", ".join(f"{dfd:.3f} at {steps}" for steps, dfd in run["dfd"].items())
+        for run in others
+    )
+    return f"{len(others) + 1} training runs; DFD of the others, by steps: {'; '.join(runs)}."
 
 
 def _ladder(content: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from services.dit_worker.encode import to_pixels
 from services.dit_worker.model.flow_map import FlowMap
 from services.dit_worker.training.quality import generate
 
-SHEET_SEED, SHEET_ROWS, GUTTER_PX, SHEET_WIDTH_PX = 7, 4, 2, 800
+SHEET_SEED, SHEET_ROWS, GUTTER_PX, SHEET_WIDTH_PX = 7, 4, 2, 1600
 
 
 def plot_losses(log: Path, out: Path) -> None:

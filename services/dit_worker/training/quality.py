@@ -103,6 +103,17 @@ def measure(
     )
 
 
+def mean_dfds(flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol) -> dict[int, float]:
+    """The mean over all noise seeds by step count, without intervals: to set one training run beside another."""
+    wanted = moments(extractor(data.held_out.images))
+
+    def mean(steps: int) -> float:
+        found = [extractor(generate(flow, data.labels, steps, seed)) for seed in range(protocol.seeds)]
+        return sum(frechet(moments(features), wanted) for features in found) / len(found)
+
+    return {steps: mean(steps) for steps in STEP_COUNTS}
+
+
 def sample_dfd(flow: FlowMap, extractor: Extractor, held_out: Split, labels: Tensor, steps: int) -> float:
     """DFD of seed 0's images of these labels alone: biased upwards, but seconds to reproduce."""
     found, wanted = extractor(generate(flow, labels, steps, seed=0)), extractor(held_out.images)
@@ -115,8 +126,13 @@ def nearest(images: Tensor, train: Tensor) -> float:
 
 
 def normalised(dfd: float, top: float, gaussian: float) -> float:
-    """1 at the top rung's DFD, 0 at that of the Gaussian without a network, clipped to [0, 1]."""
-    return min(1.0, max(0.0, 1 - (dfd - top) / (gaussian - top)))
+    """1 at the top rung's DFD, 0 at that of the Gaussian without a network, clipped to [0, 1].
+
+    Where even the top rung is no better than the Gaussian, what is worse than the top has 0.
+    """
+    if dfd > top >= gaussian:
+        return 0.0
+    return min(1.0, max(0.0, 1 - (dfd - top) / (gaussian - top) if dfd > top else 1.0))
 
 
 @dataclass(frozen=True, slots=True)

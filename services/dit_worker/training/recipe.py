@@ -50,6 +50,11 @@ class Recipe:
         _require(0 <= self.target_ema < 1 and 0 <= self.sampling_ema < 1, "EMA rates must lie in [0, 1)")
 
     @property
+    def level_until(self) -> int | None:
+        """The step at which the cool-down begins; None without one."""
+        return None if self.cooldown_steps is None else self.steps - self.cooldown_steps
+
+    @property
     def jvp_rows(self) -> int:
         return int(self.batch * self.jvp_share)
 
@@ -68,7 +73,7 @@ class Recipe:
     def continues(self, identity: dict[str, Any], step: int) -> bool:
         """Whether a state that recipe `identity` left at `step` is one that this recipe passes through."""
         mine = self.as_dict()
-        if self.cooldown_steps is None or step > self.steps - self.cooldown_steps:
+        if self.level_until is None or step > self.level_until:
             return identity == mine
         later = {"steps", "cooldown_steps"}
         level = step <= (identity.get("steps") or 0) - (identity.get("cooldown_steps") or 0)

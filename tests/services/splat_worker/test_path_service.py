@@ -184,6 +184,7 @@ BAD = [
     (ask(first_frame=3), {}, "first_frame"),
     (ask(frames_per_second=-1.0), {}, "frames_per_second"),
     (ask(frames_per_second=NAN), {}, "frames_per_second"),
+    (ask(video_frames_per_second=-1.0), {}, "video_frames_per_second"),
     (ask(frames_per_second=241.0), {}, "frames_per_second"),
     (ask(key(0), key(0, position=splat_pb2.Vector3(x=NAN))), {}, "cameras[1].look_at.position"),
     (ask(key(0), splat_pb2.Camera(matrices=splat_pb2.MatrixCamera())), {}, "cameras[1].matrices.viewmat"),
@@ -210,8 +211,7 @@ async def test_bad_paths_are_refused_by_field(channel: grpc.aio.Channel) -> None
 
 
 async def test_a_video_is_one_file_that_plays_and_is_the_same_again(channel: grpc.aio.Channel) -> None:
-    request = ask(frames_between=6, options={}, service_level=EXACT_TOP, frames_per_second=12.0, video=1)
-    request.start_delay.FromSeconds(27)
+    request = ask(frames_between=6, options={}, service_level=EXACT_TOP, video_frames_per_second=12.0, video=1)
     parts = await walked(channel, request)
     file = b"".join(part.video for part in parts)
     assert sum(1 for part in parts if part.WhichOneof("part") == "video") >= 2  # it comes while it is made

@@ -10,11 +10,18 @@ from tokenizers import Tokenizer, models
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
 from headway.planning import Setting, plan_queue
+from headway.prefix import BLOCK_TOKENS
 from headway.quality import read_wish
 from headway.ticket import Ticket
 from headway.v1 import common_pb2
 from services.text_worker.costs import TextCosts
+from services.text_worker.engine import make_room
+from services.text_worker.kv.chain import Chain
+from services.text_worker.kv.pages import Pages
+from services.text_worker.kv.pool import BlockPool
+from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.lengths import LengthModel
+from services.text_worker.model.architecture import Architecture, Attention, Layer, Mlp, Rope
 from services.text_worker.sampling import Sampler, Sampling
 from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
 from services.text_worker.sequence import LADDER, Sequence, goals_of
@@ -28,6 +35,8 @@ COSTS = TextCosts(
 )
 PLANNING = Setting(now_s=0.0, curve=COSTS.decode, max_batch=4, overhead_ms=1.0)
 AS_MEASURED = Cost(1.0)
+SMALL_LAYER = Layer(Attention(1, 1, 2, Rope(1e4, 2), 1.0), Mlp(2))
+SMALL = Architecture("llama", 8, 2, (SMALL_LAYER,), 512, 1e-5, True, frozenset())
 BEST_EFFORT = common_pb2.ServiceLevel()
 
 
@@ -40,10 +49,10 @@ def sequence(
     prompt: int = 5,
     done: int = 0,
     max_tokens: int = 100,
-    slot: int | None = None,
+    held: BlockPool | None = None,
     level: common_pb2.ServiceLevel = BEST_EFFORT,
 ) -> Sequence:
-    """One that was admitted at 0; with a slot all but its last token is computed."""
+    """One that was admitted at 0; with `held`, a pool, all but its last token is computed and in blocks of it."""
     wish = read_wish(level, LADDER, common_pb2.KIND_TEXT)
     made = Sequence(
         ticket=Ticket(Budget(0.0, due_s, 0.0), wish, due_s),
@@ -57,13 +66,13 @@ def sequence(
         detokenizer=Detokenizer(TOKENIZER),
         stops=StopStrings(()),
     )
-    if slot is not None:
-        made.slot, made.computed = slot, prompt + done - 1
+    if held is not None:
+        made.kv.blocks, made.kv.computed = held.take(blocks_of(prompt + done - 1)), prompt + done - 1
     return made
 
 
-def scheduler(slots: int = 6) -> TextScheduler:
-    return TextScheduler(COSTS, slots=slots, planning=PLANNING)
+def scheduler(pool: BlockPool | None = None) -> TextScheduler:
+    return TextScheduler(COSTS, pool or BlockPool(64), PLANNING)
 
 
 def steps(work: Sequence, now_s: float = 0.0) -> list[int]:
@@ -107,7 +116,7 @@ def test_options_always_fall_in_steps_and_quality(max_tokens: int, floor: int, d
 def test_what_is_left_of_the_prompt_is_setup() -> None:
     job = scheduler().job(sequence(prompt=64 + 8), 0.0)
     assert job.options[0].load.setup.mean_ms == pytest.approx(9.0 + 2.0)
-    assert scheduler().job(sequence(prompt=70, slot=0), 0.0).options[0].load.setup.mean_ms == 0
+    assert scheduler(pool := BlockPool(64)).job(sequence(prompt=70, held=pool), 0.0).options[0].load.setup.mean_ms == 0
 
 
 def test_a_shorter_deadline_plans_fewer_tokens() -> None:
@@ -119,8 +128,9 @@ def test_a_shorter_deadline_plans_fewer_tokens() -> None:
 
 
 def test_prefill_and_decode_share_a_step() -> None:
-    works = [sequence(slot=0, done=3), sequence(prompt=50), sequence(slot=1, done=9), sequence(prompt=40)]
-    batch = scheduler().next_batch(works, 0.0, AS_MEASURED)
+    pool = BlockPool(64)
+    works = [sequence(held=pool, done=3), sequence(prompt=50), sequence(held=pool, done=9), sequence(prompt=40)]
+    batch = scheduler(pool).next_batch(works, 0.0, AS_MEASURED)
     assert batch is not None
     assert {(works.index(part.sequence), part.count) for part in batch.parts} == {(0, 1), (2, 1), (1, 50), (3, 14)}
     assert (batch.stage, batch.items) == ("prefill", 4)
@@ -129,65 +139,120 @@ def test_prefill_and_decode_share_a_step() -> None:
 
 
 def test_a_chunk_is_no_larger_than_the_tightest_decoding_sequence_bears() -> None:
-    tight = sequence(due_s=0.0105, slot=0, done=3)
-    batch = scheduler().next_batch([tight, sequence(prompt=64)], 0.0, AS_MEASURED)
+    tight = sequence(due_s=0.0105, held=(pool := BlockPool(64)), done=3)
+    batch = scheduler(pool).next_batch([tight, sequence(prompt=64)], 0.0, AS_MEASURED)
     assert batch is not None
     assert [part.count for part in batch.parts] == [1, 32]
     assert batch.bound_ms <= 10.5
 
 
 def test_a_sequence_ends_before_the_step_that_would_make_it_late() -> None:
-    ending, going = sequence(due_s=0.104, slot=0, done=20), sequence(due_s=0.2, slot=1, done=20)
-    batch = scheduler().next_batch([ending, going], 0.1, AS_MEASURED)
+    pool = BlockPool(64)
+    ending, going = sequence(due_s=0.104, held=pool, done=20), sequence(due_s=0.2, held=pool, done=20)
+    batch = scheduler(pool).next_batch([ending, going], 0.1, AS_MEASURED)
     assert batch is not None
     assert batch.ending == (ending,)
     assert [part.sequence for part in batch.parts] == [going]
-    under_floor = sequence(due_s=0.104, slot=0, done=10)
-    batch = scheduler().next_batch([under_floor], 0.1, AS_MEASURED)
+    under_floor = sequence(due_s=0.104, held=pool, done=10)
+    batch = scheduler(pool).next_batch([under_floor], 0.1, AS_MEASURED)
     assert batch is not None
     assert batch.ending == ()
 
 
 def test_a_step_that_only_ends_sequences_predicts_nothing() -> None:
-    batch = scheduler().next_batch([sequence(due_s=0.1, slot=0, done=20)], 0.1, AS_MEASURED)
+    pool = BlockPool(64)
+    batch = scheduler(pool).next_batch([sequence(due_s=0.1, held=pool, done=20)], 0.1, AS_MEASURED)
     assert batch is not None
     assert (batch.parts, batch.predicted.mean_ms) == ((), 0.0)
 
 
-def test_the_more_urgent_take_the_slots_of_the_less_urgent() -> None:
-    holders = [sequence(slot=slot, done=3) for slot in range(6)]
-    urgent = [sequence(), sequence()]
-    batch = scheduler(slots=6).next_batch([*urgent, *holders], 0.0, AS_MEASURED)
+def test_the_more_urgent_take_the_blocks_of_the_less_urgent() -> None:
+    pool = BlockPool(6)
+    holders = [sequence(held=pool, prompt=20, done=3) for _ in range(6)]
+    urgent = sequence(prompt=40)
+    batch = scheduler(pool).next_batch([urgent, *holders], 0.0, AS_MEASURED)
     assert batch is not None
-    assert [part.sequence for part in batch.parts] == [holders[0], holders[1], *urgent]
+    assert [part.sequence for part in batch.parts] == [urgent, *holders[:3]]
     assert batch.evicted == (holders[5], holders[4])
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.integers(1, 90), st.integers(0, 99)), min_size=1, max_size=14),
-    st.integers(4, 8),
-)
-@settings(max_examples=150, deadline=None)
-def test_slots_and_lanes_are_enough_for_every_step(rows: list[tuple[bool, int, int]], slots: int) -> None:
-    works, taken = [], 0
-    for holds, prompt, done in rows:
-        holds = holds and taken < slots
-        works.append(sequence(prompt=prompt, done=done, slot=taken if holds else None))
-        taken += holds
-    batch = scheduler(slots).next_batch(works, 0.0, AS_MEASURED)
+def test_who_begins_alike_waits_for_the_first_and_takes_over() -> None:
+    pool = BlockPool(64)
+    works = [sequence(prompt=60) for _ in range(3)]
+    for work in works:
+        work.kv.chain = Chain("tenant", b"model")
+    batch = scheduler(pool).next_batch(works, 0.0, AS_MEASURED)
     assert batch is not None
-    assert 1 <= len(batch.parts) <= PLANNING.max_batch
-    running = {id(part.sequence) for part in batch.parts}
-    assert running.isdisjoint(map(id, batch.evicted))
-    needed = sum(part.sequence.slot is None for part in batch.parts)
-    assert needed <= slots - taken + len(batch.evicted)
-    assert all(1 <= part.count <= part.sequence.uncomputed for part in batch.parts)
-    assert sum(part.count for part in batch.parts if part.sequence.uncomputed > 1) <= COSTS.chunk_tokens
+    assert [part.sequence for part in batch.parts] == [works[0]]
+    blocks = pool.take(2)
+    pool.store(blocks[0], works[0].kv.chain.over(works[0].tokens)[0])
+    works[0].kv.blocks, works[0].kv.computed = blocks, 60
+    works[0].tokens.append(0)
+    batch = scheduler(pool).next_batch(works, 0.0, AS_MEASURED)
+    assert batch is not None
+    assert [(part.start, part.count, part.adopted) for part in batch.parts] == [
+        (60, 1, ()),
+        (32, 28, (blocks[0],)),
+        (32, 28, (blocks[0],)),
+    ]
 
 
-def test_fewer_slots_than_lanes_are_refused() -> None:
-    with pytest.raises(ValueError, match="slots: 3"):
-        scheduler(slots=3)
+def test_a_long_sequence_takes_the_place_of_several() -> None:
+    pool = BlockPool(16)  # four for each of the four lanes
+    load = scheduler(pool).job(sequence(prompt=5, max_tokens=300), 0.0).options[0].load
+    assert load.items == 3
+    assert scheduler(pool).job(sequence(prompt=5, max_tokens=40), 0.0).options[0].load.items == 1
+
+
+class _Play:
+    """A scheduler on a small pool, its batches carried out without a model: every drawn token is its position."""
+
+    def __init__(self, blocks: int, works: list[Sequence]) -> None:
+        self.store = KvStore(Pages(SMALL, blocks + 1))
+        self.scheduler = scheduler(self.store.pool)
+        self.works = works
+
+    def step(self) -> None:
+        batch = self.scheduler.next_batch(self.works, 0.0, AS_MEASURED)
+        assert batch is not None
+        assert 1 <= len(batch.parts) <= PLANNING.max_batch
+        running = {id(part.sequence) for part in batch.parts}
+        assert running.isdisjoint(map(id, batch.evicted))
+        assert sum(part.count for part in batch.parts if part.count > 1) <= COSTS.chunk_tokens
+        make_room(self.store, batch.parts, batch.evicted)
+        for part in batch.parts:
+            work = part.sequence
+            assert part.start == work.kv.computed
+            assert len(work.kv.blocks) * BLOCK_TOKENS >= part.start + part.count
+            self.store.computed(work.kv, work.tokens, part.count)
+            if part.draws:
+                assert work.uncomputed == 0
+                work.tokens.append(work.new_tokens)
+                if work.new_tokens >= work.max_tokens:
+                    self.store.release(work.kv)
+                    self.works.remove(work)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 130), st.integers(1, 60)), min_size=1, max_size=9),
+    st.integers(7, 14),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_pool_holds_every_sequence_comes_to_its_end(rows: list[tuple[int, int, int]], blocks: int) -> None:
+    """Prompts of three beginnings share blocks; the pool holds little more than the longest; nothing leaks."""
+    works = []
+    for kind, prompt, max_tokens in rows:
+        work = sequence(due_s=1e6, prompt=prompt, max_tokens=max_tokens)
+        work.tokens = [kind] * prompt
+        work.kv.chain = Chain("tenant", b"model")
+        works.append(work)
+    play = _Play(blocks, works)
+    most = sum(prompt + max_tokens for _, prompt, max_tokens in rows) * 10
+    while play.works:
+        play.step()
+        most -= 1
+        assert most > 0
+    assert play.store.pool.available == blocks
 
 
 def test_costs_learned_on_the_way_change_the_plan() -> None:
@@ -200,7 +265,7 @@ def test_texts_that_end_early_are_not_declared_at_full_length() -> None:
     lengths = LengthModel()
     for _ in range(300):
         lengths.observe(prompt_tokens=5, begun=0, new_tokens=24, ended=True)
-    learned = TextScheduler(COSTS, slots=6, planning=PLANNING, lengths=lengths)
+    learned = TextScheduler(COSTS, BlockPool(64), PLANNING, lengths)
     assert steps(sequence()) == [100, 75, 50, 25, 16]
     expected = [option.load for option in learned.job(sequence(), 0.0).options]
     assert expected[0].steps_left < 60
@@ -209,6 +274,6 @@ def test_texts_that_end_early_are_not_declared_at_full_length() -> None:
     assert expected[0].setup.var_ms2 > 0
     exact = sequence(level=common_pb2.ServiceLevel(exact="100%"))
     assert [option.load.steps_left for option in learned.job(exact, 0.0).options] == [100]
-    about_to_end = learned.job(sequence(slot=0, done=24), 0.0).options
+    about_to_end = learned.job(sequence(held=BlockPool(64), done=24), 0.0).options
     assert [option.load.steps_left for option in about_to_end][-1] == 1
     assert all(option.load.steps_left >= 2 for option in about_to_end[:-1])

@@ -261,4 +261,4 @@ async def test_the_worker_tells_what_it_is(channel: grpc.aio.Channel) -> None:
     assert (model.context_tokens, model.vocabulary_size) == (512, 4096)
     assert [rung.label for rung in model.ladder.rungs] == ["100%", "75%", "50%", "25%", "floor"]
     assert description.assets[0].hash == model.hash
-    assert (description.kind, description.precision) == (common_pb2.KIND_TEXT, "float32")
+    assert (description.kind, description.precision) == (common_pb2.KIND_TEXT, "fp32")

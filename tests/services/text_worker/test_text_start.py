@@ -14,7 +14,7 @@ from services.text_worker.config import TextWorkerConfig
 
 
 async def test_draining_finishes_what_is_admitted_and_takes_nothing_new(tmp_path: Path) -> None:
-    async with served(tmp_path, precision="bfloat16") as channel:
+    async with served(tmp_path, weights="bf16") as channel:
         answer = asyncio.create_task(ask(channel, max_tokens=60))
         async for state in worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=20):
             if state.in_flight or answer.done():
@@ -58,7 +58,7 @@ async def test_a_context_over_the_models_stops_the_start(tmp_path: Path) -> None
             pass
 
 
-@pytest.mark.parametrize("flags", [["--model", "/nowhere"], ["--slots", "4"], ["--precision", "int3"]])
+@pytest.mark.parametrize("flags", [["--model", "/nowhere"], ["--kv-memory-mb", "0"], ["--weights", "int3"]])
 async def test_a_bad_setting_names_its_flag(flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=flags[0].removeprefix("--")):
         read(TextWorkerConfig, flags, prog="headway-text-worker", env={})

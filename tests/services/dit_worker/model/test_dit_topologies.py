@@ -49,6 +49,6 @@ def test_the_largest_size_would_need_a_gibibyte_and_a_quarter():
     assert footprint(TOPOLOGIES["dit-xl/2"]).weight_bytes() == pytest.approx(1.26 * 2**30, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["digits"])
+@pytest.mark.parametrize("name", ["digits", "shapes"])
 def test_shipped_configs_are_the_named_sizes(name):
     assert checkpoint.read_config(MODELS / f"dit-{name}").topology == TOPOLOGIES[name]

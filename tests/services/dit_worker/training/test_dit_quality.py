@@ -1,5 +1,6 @@
 """The shipped card, reproduced from the shipped files, and the measure it is made of."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import torch
 
 from services.dit_worker.model import checkpoint
 from services.dit_worker.training.baselines import class_gaussians, class_means
+from services.dit_worker.training.card import other_run
 from services.dit_worker.training.data import digits
 from services.dit_worker.training.dfd import Bootstrap, estimate, frechet, moments
 from services.dit_worker.training.extractor import EXTRACTOR, JUDGES, load_extractor
 from services.dit_worker.training.page import page
-from services.dit_worker.training.quality import generate, nearest, normalised, sample_dfd
+from services.dit_worker.training.quality import Protocol, generate, nearest, normalised, sample_dfd
 
 MODEL = Path(__file__).parents[4] / "models" / "dit-digits"
 SAME_FILES = 0.002  # sums in another order on another machine; a seed's own spread is ten times this
@@ -84,6 +86,7 @@ def test_normalised_quality_is_the_designs_formula(card):
         assert rung["quality"] == pytest.approx(expected, abs=1e-3)
     assert normalised(99.0, 0.1, 1.0) == 0.0
     assert normalised(0.05, 0.1, 1.0) == 1.0
+    assert [normalised(dfd, 2.0, 1.0) for dfd in (1.5, 2.0, 3.0)] == [1.0, 1.0, 0.0]
 
 
 def test_the_card_names_the_files_that_lie_beside_it(card):
@@ -129,3 +132,15 @@ def test_intervals_are_centred_and_paired():
 def test_nearest_of_a_train_image_is_itself(data):
     assert nearest(data.train.images[:5], data.train.images) == pytest.approx(0, abs=1e-2)
     assert nearest(data.held_out.images, data.train.images) > 1
+
+
+def test_another_run_is_measured_as_the_first_was(card, shipped, data, extractor):
+    """The shipped weights taken for another run, on few labels: the entry agrees with the quick figure."""
+    few = dataclasses.replace(data, labels=data.labels[: card["sample_of_seed_0"]["images"]])
+    protocol = Protocol(seeds=1, few_seeds=1)
+    entry = other_run(shipped.config, shipped.network, extractor, few, protocol)
+    assert entry["dfd"] == pytest.approx(card["sample_of_seed_0"]["dfd"], abs=SAME_FILES)
+    assert entry["seed"] == 0
+    text = page(card | {"other_runs": [entry | {"seed": 5}]})
+    assert "2 training runs" in text
+    assert f"seed 5: {entry['dfd']['1']:.3f} at 1" in text

@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -99,6 +100,11 @@ def test_a_longer_run_from_a_state_ends_as_one_that_ran_through(topology, data, 
     second = Training(longer, topology, data.train)
     run(second, tmp_path / "halves")
     assert _same(whole, second)
+    longest = Training(replace(longer, steps=8), topology, data.train)
+    longest.load(tmp_path / "whole" / "level.safetensors")
+    assert longest.step == longer.level_until == 4
+    with pytest.raises(ResumeError, match="another recipe"):
+        longest.load(tmp_path / "whole" / "state.safetensors")
 
 
 SHAPES_TOPOLOGY = Topology(image_px=32, channels=3, patch_px=8, width=16, depth=1, heads=2, classes=8, frequencies=4)
@@ -142,7 +148,8 @@ def test_progress_is_written_as_a_log_and_a_plot(topology, data, tmp_path):
     run(Training(SMALL, topology, data.train), tmp_path, report_every=2, save_every=6)
     rows = [row.split(",") for row in (tmp_path / "loss.csv").read_text().split()]
     assert [int(row[0]) for row in rows] == [2, 4, 6]
-    assert all(float(cell) > 0 for row in rows for cell in row)
+    assert all(math.isfinite(float(cell)) for row in rows for cell in row)
+    assert all(float(flow) > 0 for _, _, flow, _ in rows)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

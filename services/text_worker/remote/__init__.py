@@ -1,0 +1,1 @@
+"""`--engine openai`: the text contract in front of any server that speaks the OpenAI API."""
