@@ -178,8 +178,11 @@ class Placer:
         """`quantile`: a rung is expected where it comes in time in this share of cases."""
         self._policy, self._quantile, self._draw = policy, quantile, draw
 
-    def place(self, ask: Ask, roster: Roster, now_s: float) -> list[Placement]:
+    def place(self, ask: Ask, roster: Roster, now_s: float, *, probe: bool = True) -> list[Placement]:
         """The workers to ask, best first; none when no healthy worker does this kind of work.
+
+        `probe`: the call is made and judged here, so a worker whose calls failed may be tried with it: it comes first,
+        unless that would bring the answer later than the others can.
 
         Raises `NotFound` when none of those that do has the asset, and `BadInput` or `NoSuchRung` for a service level
         that none can meet.
@@ -187,7 +190,9 @@ class Placer:
         having = roster.having(ask)
         if not having:
             return []
-        chosen = self._policy.choose(ask, having, self._draw)
+        drawn_now = self._policy.choose(ask, having, self._draw)
+        probed = [worker for worker in drawn_now if probe and worker.wants_probe][:1]
+        chosen = [*probed, *(worker for worker in drawn_now if worker.takes(self._draw))] or drawn_now
         try:
             placements = self._expected(ask, chosen, roster, now_s)
         except NoSuchRung:
@@ -195,11 +200,18 @@ class Placer:
             if len(chosen) == len(having):
                 raise
             placements = self._expected(ask, having, roster, now_s)
-        return self._policy.order(placements, self._quantile)
+        ordered = self._policy.order(placements, self._quantile)
+        return _probe_first(ordered, probed[0].address) if probed else ordered
 
     def _expected(self, ask: Ask, workers: Sequence[Worker], roster: Roster, now_s: float) -> list[Placement]:
         candidates = [roster.candidate(worker, ask.asset) for worker in workers]
         return expect(ask, [candidate for candidate in candidates if candidate is not None], now_s, self._quantile)
+
+
+def _probe_first(ordered: Sequence[Placement], address: str) -> list[Placement]:
+    """The worker at `address` first, where it is expected to be as well in time as the best."""
+    first = [each for each in ordered if each.view.address == address and each.in_time <= ordered[0].in_time]
+    return [*first, *(each for each in ordered if each not in first)]
 
 
 def _hash(value: bytes) -> int:

@@ -24,6 +24,7 @@ _STATES = {
     router_pb2.WORKER_HEALTH_HEALTHY: "healthy",
     router_pb2.WORKER_HEALTH_DRAINING: "draining",
     router_pb2.WORKER_HEALTH_LOST: "lost",
+    router_pb2.WORKER_HEALTH_EJECTED: "ejected",
 }
 
 
@@ -105,6 +106,7 @@ class Pool:
         member = Member(
             worker.address, worker.kind, channel, upstream.identity,
             clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
+            may_leave=lambda: self._may_leave(worker.kind),
         )  # fmt: skip
         self._members[key] = member
         self._count()
@@ -139,11 +141,20 @@ class Pool:
     def _healthy(self, kind: common_pb2.Kind) -> bool:
         return any(view.description.kind == kind for view in self.views())
 
+    def _may_leave(self, kind: common_pb2.Kind) -> bool:
+        """Whether one more worker of a kind may be ejected: at least half of the healthy ones stay."""
+        healthy, out = router_pb2.WORKER_HEALTH_HEALTHY, router_pb2.WORKER_HEALTH_EJECTED
+        shown = self._shown(kind)
+        return shown.count(healthy) > shown.count(out) + 1
+
     def _count(self) -> None:
         self._roster = None
         self.changed.set()
         self.changed = asyncio.Event()
         for kind in {worker.kind for worker in self._workers}:
+            shown = self._shown(kind)
             for health, state in _STATES.items():
-                count = sum(1 for (of, _), member in self._members.items() if of == kind and member.health == health)
-                self._metrics.workers.labels(kind_name(kind), state).set(count)
+                self._metrics.workers.labels(kind_name(kind), state).set(shown.count(health))
+
+    def _shown(self, kind: common_pb2.Kind) -> list[router_pb2.WorkerHealth]:
+        return [member.shown_health for (of, _), member in self._members.items() if of == kind]

@@ -1,5 +1,6 @@
 """Who is healthy, by what it does: built when that changes, so that a request looks only at those that it weighs."""
 
+import random
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -34,6 +35,13 @@ class Worker(Protocol):
     @property
     def latency_ms(self) -> float | None:
         """Moving average of how long this router's calls to it took; None before the first was answered."""
+
+    def takes(self, draw: random.Random) -> bool:
+        """Whether a request may be placed there now: not on one whose calls fail, and on one that returns not all."""
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether its calls failed, and one should be sent to see whether they still do."""
 
     def view(self) -> View | None:
         """Its state for a prediction; None where it is not healthy any more."""

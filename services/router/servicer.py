@@ -60,10 +60,13 @@ class Parts:
         )
 
 
-def ranked(ask: Ask, parts: Parts) -> list[Placement]:
-    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `Placer.place` does."""
+def ranked(ask: Ask, parts: Parts, *, probe: bool = True) -> list[Placement]:
+    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `Placer.place` does.
+
+    `probe`: the call will be made here, so that a worker whose calls failed can be tried with it.
+    """
     with parts.tracing.span(Span.ROUTER_PICK):
-        placements = parts.placer.place(ask, parts.pool.roster(), parts.clock())
+        placements = parts.placer.place(ask, parts.pool.roster(), parts.clock(), probe=probe)
     if not placements:
         raise no_worker(kind_name(ask.kind))
     return placements
@@ -163,7 +166,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         parts = self._parts
         budget = parts.budget(context)
         with parts.calls.call():
-            placements = ranked(read_pick(request, budget), parts)[:_MOST_CANDIDATES]
+            placements = ranked(read_pick(request, budget), parts, probe=False)[:_MOST_CANDIDATES]
             best = placements[0]
             parts.quotas.pick(tenant_of_call.get(), device_ms(best), best.finish.quantile_ms(0.99) / 1000)
             worker_ids = [placement.view.description.worker_id for placement in placements]

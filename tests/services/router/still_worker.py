@@ -1,5 +1,6 @@
 """A worker whose state stands still, for tests of what is decided from it."""
 
+import random
 from dataclasses import dataclass
 
 from services.router.view import Description, View
@@ -10,6 +11,8 @@ class Still:
     state: View
     open_calls: int = 0
     latency_ms: float | None = None
+    ejected: bool = False
+    wants_probe: bool = False
     looks: int = 0
     """How often its state was asked for."""
 
@@ -24,6 +27,9 @@ class Still:
     @property
     def queue_depth(self) -> int:
         return self.state.report.in_flight
+
+    def takes(self, draw: random.Random) -> bool:
+        return not self.ejected
 
     def view(self) -> View:
         self.looks += 1

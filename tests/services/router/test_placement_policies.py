@@ -129,6 +129,23 @@ def test_a_rung_that_only_one_of_many_has_is_found() -> None:
         asked(placer("power-of-two"), roster, ask(exact="16"))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_worker_whose_calls_fail_is_left_out_and_tried_first_when_it_is_time(policy: str) -> None:
+    broken, others = worker("broken", ejected=True), [worker("a"), worker("b")]
+    roster = Roster([broken, *others])
+    assert set(asked(placer(policy), roster)) == {"a", "b"}
+    broken.wants_probe = True
+    assert asked(placer(policy), roster)[0] == "broken"
+    unseen = placer(policy).place(ask(), roster, NOW_S, probe=False)  # a client's own call would judge nothing
+    assert {placement.view.address for placement in unseen} == {"a", "b"}
+    assert asked(placer(policy), Roster([broken])) == ["broken"]
+
+
+def test_a_probe_costs_no_caller_the_deadline() -> None:
+    broken = worker("broken", queued=2000, ejected=True, wants_probe=True)
+    assert asked(placer("headway"), Roster([broken, worker("a"), worker("b")]))[-1] == "broken"
+
+
 @pytest.mark.parametrize("name", ["", "least", "headway:3", "prefix-hash:", "prefix-hash:99999", "round_robin"])
 def test_names_of_no_policy_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="power-of-two"):
