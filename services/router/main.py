@@ -22,6 +22,7 @@ from services.router.policies import Placer, read_policy
 from services.router.pool import Pool, Upstream
 from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
+from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
 
 
@@ -34,6 +35,8 @@ async def build(config: RouterConfig, service: Service) -> Served:
     upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
     pool = Pool(config.workers, upstream, service.metrics, service.clock)
     service.closing.callback(tasks.create_task(pool.run()).cancel)
+    signal = ScaleSignal(pool, service.metrics, {worker.kind for worker in config.workers})
+    service.closing.callback(tasks.create_task(signal.run()).cancel)
     calls = Calls()
     parts = Parts(
         config=config,
@@ -43,6 +46,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
+        signal=signal,
         quotas=Quotas(limits, service.clock),
         identity=identity,
         calls=calls,

@@ -14,12 +14,14 @@ from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
-from headway.v1 import router_pb2, router_pb2_grpc, splat_pb2
+from headway.v1 import keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
+from services.router import keda
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder, Outgoing, no_worker
 from services.router.identity import Identity
+from services.router.keda import KedaServicer
 from services.router.listing import Lister
 from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_pick
 from services.router.placement import Ask, Placement
@@ -28,6 +30,7 @@ from services.router.pool import Pool, kind_name
 from services.router.quotas import Quotas, device_ms
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
+from services.router.scaling import ScaleSignal
 
 _MOST_CANDIDATES = 4
 
@@ -44,6 +47,7 @@ class Parts:
     everywhere: Everywhere
     cache: ResultCache | None
     quotas: Quotas
+    signal: ScaleSignal
     identity: Identity
     calls: Calls
     metrics: Metrics
@@ -202,8 +206,11 @@ def registrations(parts: Parts) -> list[Registration]:
     def add_router(server: grpc.aio.Server) -> None:
         router_pb2_grpc.add_RouterServicer_to_server(RouterServicer(parts), server)
 
-    own = Registration("headway.v1.Router", add_router)
-    return [*(_registration(f"headway.v1.{service}", by_name) for service, by_name in handlers.items()), own]
+    def add_scaler(server: grpc.aio.Server) -> None:
+        keda_pb2_grpc.add_ExternalScalerServicer_to_server(KedaServicer(parts.signal), server)
+
+    own = [Registration("headway.v1.Router", add_router), Registration(keda.SERVICE, add_scaler)]
+    return [*(_registration(f"headway.v1.{service}", by_name) for service, by_name in handlers.items()), *own]
 
 
 def _registration(name: str, handlers: dict[str, Any]) -> Registration:
