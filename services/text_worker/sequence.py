@@ -8,6 +8,7 @@ from headway.ticket import Ticket
 from headway.v1 import text_pb2
 from services.text_worker.kv.store import Holding
 from services.text_worker.sampling import Drawn, Sampler
+from services.text_worker.speculation import Acceptance, Lookup
 from services.text_worker.tokenizer import Detokenizer, StopStrings
 
 DEFAULT_FLOOR_TOKENS = 16
@@ -66,6 +67,8 @@ class Sequence:
     cached_tokens: int = 0
     """Prompt tokens that were in the KV cache already when it first began."""
     first_token_s: float | None = None
+    lookup: Lookup = field(default_factory=Lookup)
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     @property
     def new_tokens(self) -> int:
