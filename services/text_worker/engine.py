@@ -104,8 +104,7 @@ class TextEngine:
             if one.token in sequence.end_ids:
                 return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, delta)
             delta = sequence.take(one) if delta is None else delta.with_following(sequence.take(one))
-            reason = _reason_to_end(sequence)
-            if reason is not None:
+            if (reason := sequence.reason_to_end) is not None:
                 return self._end(sequence, reason, now_s, delta)
         if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
             return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, delta)
@@ -141,14 +140,6 @@ class TextEngine:
             Stage("prefill", prefill_ms, started_s, first_s),
             Stage("decode", decode_ms, first_s, now_s),
         ]
-
-
-def _reason_to_end(sequence: Sequence) -> text_pb2.FinishReason | None:
-    if sequence.stops.stopped:
-        return text_pb2.FINISH_REASON_STOP_STRING
-    if sequence.sampler.complete:
-        return text_pb2.FINISH_REASON_STOP
-    return text_pb2.FINISH_REASON_LENGTH if sequence.complete else None
 
 
 def _planned_end(ticket: Ticket) -> bool:
