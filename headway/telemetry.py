@@ -194,6 +194,7 @@ class Metrics:
         self.queued = self._gauge("engine_queued_requests", "Admitted requests that wait for a step.", "kind")
         self.lease_wait = self._histogram("device_lease_wait_seconds", "Wait for a device lease.", _WAITS_S, "kind")
         self.unleased = self._counter("device_unleased_steps", "Steps run because no arbiter answered.", "kind")
+        self.drafts = self._counter("draft_tokens", "Tokens run on trial, ahead of those drawn.", "result")
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran.", _LAGS_S)
         self.loop_lag_p99 = self._gauge("event_loop_lag_p99_seconds", "99th percentile of the recent lag.")
 
