@@ -98,6 +98,8 @@ def render(
 
     `sh_degree` None means the scene's own. A picture does not depend on those beside it. Raises TooManyPairs.
     """
+    if not len(level.means):  # gsplat's kernels would divide by their number
+        return [_empty(view, with_depth) for view in views]
     camera, device = views[0].camera, level.means.device
     splats = _project(level, [view.camera for view in views], antialiased)
     pairs = _pairs(splats, camera.width, camera.height)  # [views]
@@ -123,6 +125,12 @@ def render(
     ]
 
 
+def _empty(view: View, with_depth: bool) -> Picture:
+    nothing = np.zeros((view.camera.height, view.camera.width), dtype=np.float32)
+    rgb = np.full((*nothing.shape, 3), view.background, dtype=np.float32)
+    return Picture(rgb, nothing, nothing.copy() if with_depth else None, visible=0, pairs=0, stages=None)
+
+
 def _project(level: DeviceScene, cameras: Sequence[Camera], antialiased: bool) -> _Splats:
     device = level.means.device
     wholes = [camera.whole or (0.0, 0.0, camera.width, camera.height) for camera in cameras]
@@ -142,8 +150,8 @@ def _project(level: DeviceScene, cameras: Sequence[Camera], antialiased: bool) -
         shapes = [_antialiased(level, camera) for camera in cameras]
         conics, sharpness = (torch.stack(parts) for parts in zip(*shapes, strict=True))
         opacities = opacities * sharpness
-    # A shape that left float32 would make all pixels of its box NaN.
-    sound = torch.isfinite(conics).all(-1) & torch.isfinite(means2d).all(-1) & torch.isfinite(opacities)
+    # A shape that left float32 would cover its whole box, perhaps with NaN.
+    sound = (conics[..., ::2] > 0).all(-1) & torch.isfinite(conics[..., 1] + means2d.sum(-1) + opacities)
     return _Splats(radii * sound[..., None], means2d, depths, conics, opacities)
 
 
