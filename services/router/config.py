@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
 from headway.config import Address, OrOff, ServiceConfig, check_address, setting
 from headway.prefix import MIN_SECRET_BYTES
 from headway.v1 import common_pb2
+from services.router.policies import DEFAULT, NAMES, read_policy
 
 KINDS: dict[str, common_pb2.Kind] = {
     "text": common_pb2.KIND_TEXT,
@@ -59,8 +60,15 @@ def check_target(address: str) -> str:
     return address
 
 
+def check_placement(name: str) -> str:
+    """A placement policy's name. Raises ValueError."""
+    read_policy(name)
+    return name
+
+
 Workers = Annotated[tuple[Any, ...], BeforeValidator(read_workers)]
 Target = Annotated[str, AfterValidator(check_target)]
+PlacementName = Annotated[str, AfterValidator(check_placement)]
 
 
 class RouterConfig(ServiceConfig):
@@ -85,6 +93,10 @@ class RouterConfig(ServiceConfig):
         0.9, "placement expects the rung that comes in time in this share of cases",
         group="Mesh", unit="SHARE", gt=0, lt=1,
     )  # fmt: skip
+    placement: PlacementName = setting(
+        DEFAULT, f"which worker is asked first: {DEFAULT}, or to compare: {', '.join(NAMES[1:])}",
+        group="Mesh", unit="NAME",
+    )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,
@@ -108,6 +120,10 @@ class RouterConfig(ServiceConfig):
         group="Result cache", unit="FILE",
     )  # fmt: skip
 
+    quotas: Annotated[FilePath | None, OrOff] = setting(
+        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight}, '*' for all others; without it nobody is "
+        "limited. Each router counts for itself", group="Security", unit="FILE",
+    )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
         "answers, with a signed lease that names the tenant", group="Security", unit="FILE",

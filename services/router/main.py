@@ -1,6 +1,7 @@
 """Starts the router: `headway-router --workers text=HOST:PORT,splat=...,dit=... --prefix-cache HOST:PORT`."""
 
 import asyncio
+import random
 import secrets
 import sys
 from functools import partial
@@ -10,34 +11,43 @@ from headway.config import load
 from headway.lease import LeaseSigner, read_secret
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
+from headway.yaml_file import YamlFileError
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder
 from services.router.identity import Identity
 from services.router.listing import Lister
+from services.router.policies import Placer, read_policy
 from services.router.pool import Pool, Upstream
+from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
+from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
 
 
 async def build(config: RouterConfig, service: Service) -> Served:
     """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
     credentials = _credentials(config)
-    secret = _secret(config)
+    secret, limits = _secret(config), _quotas(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     identity = Identity(credentials, _signer(config))
     upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
     pool = Pool(config.workers, upstream, service.metrics, service.clock)
     service.closing.callback(tasks.create_task(pool.run()).cancel)
+    signal = ScaleSignal(pool, service.metrics, {worker.kind for worker in config.workers})
+    service.closing.callback(tasks.create_task(signal.run()).cancel)
     calls = Calls()
     parts = Parts(
         config=config,
         pool=pool,
+        placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
         forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, credentials, secret, tasks),
+        signal=signal,
+        quotas=Quotas(limits, service.clock),
         identity=identity,
         calls=calls,
         metrics=service.metrics,
@@ -72,6 +82,15 @@ def _secret(config: RouterConfig) -> bytes:
         return read_secret(config.cache_secret)
     except (OSError, ValueError) as error:
         raise StartError(f"cache_secret: {error}") from error
+
+
+def _quotas(config: RouterConfig) -> dict[str, Quota]:
+    if config.quotas is None:
+        return {}
+    try:
+        return load_quotas(config.quotas)
+    except (QuotaFileError, YamlFileError) as error:
+        raise StartError(f"quotas: {error}") from error
 
 
 def _cache(

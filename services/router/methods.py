@@ -9,11 +9,14 @@ from google.protobuf.message import DecodeError, Message
 from headway.continuing import Again, Continuation, Frames, Images, Refining, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
+from headway.prefix import BLOCK_TOKENS, CHUNK_BYTES, canonical_messages, canonical_text
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
 from services.router.placement import FRAME_PIXELS, Ask
 
 _BYTES_PER_TOKEN = 3
 _DEFAULT_TOKENS = 128
+_PREFIX_MESSAGES = 8
+"""Beginnings are told apart by as many messages, so that a long chat costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,11 @@ class Method:
         """As gRPC names it."""
         return f"/headway.v1.{self.service}/{self.name}"
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether the worker plans steps for it."""
+        return self.plan is not _no_part
+
     def read_request(self, raw: bytes) -> Any:
         """The parsed request. Raises `BadInput`."""
         try:
@@ -52,7 +60,7 @@ def _text_ask(request: text_pb2.GenerateRequest, budget: Budget) -> Ask:
     resumed = len(request.resume.token_ids)
     return _ask(
         common_pb2.KIND_TEXT, "model", request.model, request.service_level, budget,
-        tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed,
+        tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed, prefix=_prefix(request),
     )  # fmt: skip
 
 
@@ -61,6 +69,18 @@ def _prompt_tokens(request: text_pb2.GenerateRequest) -> int:
         return len(request.tokens.ids)
     size = len(request.text) + sum(len(message.content) for message in request.chat.messages)
     return 1 + size // _BYTES_PER_TOKEN
+
+
+def _prefix(request: text_pb2.GenerateRequest) -> bytes:
+    """The first chunk of the prompt, or all of a shorter one."""
+    match request.WhichOneof("prompt"):
+        case "tokens":
+            return b"I" + b"".join(token.to_bytes(4, "little") for token in request.tokens.ids[:BLOCK_TOKENS])
+        case "chat":
+            first = request.chat.messages[:_PREFIX_MESSAGES]
+            return canonical_messages((turn.role, turn.content[:CHUNK_BYTES]) for turn in first)[:CHUNK_BYTES]
+        case _:
+            return canonical_text(request.text[:CHUNK_BYTES])[:CHUNK_BYTES]
 
 
 def _tokenize_ask(request: text_pb2.TokenizeRequest, budget: Budget) -> Ask:
@@ -84,7 +104,7 @@ def _path_ask(request: splat_pb2.RenderPathRequest, budget: Budget) -> Ask:
 
 
 def _ask(
-    kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
+    kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: Any
 ) -> Ask:
     return Ask(kind, field, asset, level, budget.arrival_s, budget.due_s, **sizes)
 

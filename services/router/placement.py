@@ -1,7 +1,8 @@
-"""Which worker to ask first. Pure: no clock, no I/O, no randomness.
+"""What is expected of a worker, and which expectation is best. Pure: no clock, no I/O, no randomness.
 
 The router predicts with the workers' own `predict_finish`: what they reported, what was sent to them since, and what
-others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise.
+others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise. Which workers
+are looked at at all, `policies` says.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from headway.cost import ZERO, Cost, Foreign, Load, predict_finish
-from headway.errors import NoSuchRung, NotFound
+from headway.errors import NoSuchRung
 from headway.quality import Rung, Wish, read_wish
 from headway.v1 import common_pb2
 from services.router.view import Asset, View
@@ -43,6 +44,8 @@ class Ask:
     """Text: an estimate; the router has no tokenizer."""
     pixels: int = FRAME_PIXELS
     """Splats: size of the frame."""
+    prefix: bytes = b""
+    """Text: how the prompt begins, for policies that keep equal beginnings together; empty where it is not known."""
 
 
 class InTime(IntEnum):
@@ -70,28 +73,35 @@ class Placement:
     in_time: InTime
 
 
-def rank(ask: Ask, views: Sequence[View], now_s: float, quantile: float) -> list[Placement]:
-    """The workers to ask, best first: in time, then highest quality, then earliest finish, then fewest in flight.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that has the asset, and what else is to do on its device."""
 
-    `views`: every healthy worker, of any kind; those of other kinds count as foreign work on their devices. An empty
-    list means that no healthy worker does this kind of work. Raises `NotFound` when none of those that do has the
-    asset, and `BadInput` or `NoSuchRung` for a service level that none can meet.
+    view: View
+    asset: Asset
+    foreign: Foreign
+
+
+def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: float) -> list[Placement]:
+    """What is expected of each, in the order given; those that cannot meet the service level at all are left out.
+
+    Raises `BadInput` for a bad service level, and `NoSuchRung` when that is why none is left.
     """
-    able = [view for view in views if view.description.kind == ask.kind]
-    having = [(view, asset) for view in able if (asset := view.asset(ask.asset)) is not None]
-    if able and not having:
-        known = sorted({asset.name for view in able for asset in view.description.assets})
-        raise NotFound(ask.field, ask.asset, known)
     placements, refusal = [], None
-    for view, asset in having:
+    for candidate in candidates:
         try:
-            wish = read_wish(ask.level, asset.ladder, ask.kind)
+            wish = read_wish(ask.level, candidate.asset.ladder, ask.kind)
         except NoSuchRung as error:
             refusal = error
             continue
-        placements.append(_place(ask, view, asset, wish, _foreign(view, views), now_s, quantile))
+        placements.append(_place(ask, candidate, wish, now_s, quantile))
     if refusal is not None and not placements:
         raise refusal
+    return placements
+
+
+def best_first(placements: Sequence[Placement], quantile: float) -> list[Placement]:
+    """In time, then highest quality, then earliest finish, then fewest in flight."""
     return sorted(placements, key=lambda placement: _order(placement, quantile))
 
 
@@ -101,21 +111,14 @@ def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
     return placement.in_time, -placement.rung.quality, finish_ms, view.in_flight, view.address
 
 
-def _foreign(view: View, views: Sequence[View]) -> Foreign:
-    device = view.description.device_id
-    others = (other for other in views if device and other is not view and other.description.device_id == device)
-    return [row for other in others for row in other.demand]
-
-
-def _place(
-    ask: Ask, view: View, asset: Asset, wish: Wish, foreign: Foreign, now_s: float, quantile: float
-) -> Placement:
+def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
     """The best rung in time for the target; else the best for the deadline; else the cheapest."""
+    view, asset = candidate.view, candidate.asset
     target_s = min(ask.due_s, math.inf if wish.target_s is None else ask.arrival_s + wish.target_s)
     expected = []
     for rung in wish.allowed:
         load = _load(ask, view, asset, rung, wish)
-        expected.append((rung, load, _finish(load, view, asset, rung, foreign)))
+        expected.append((rung, load, _finish(load, view, asset, rung, candidate.foreign)))
         if expected[-1][2].quantile_ms(quantile) <= (target_s - now_s) * 1000:
             return Placement(view, asset, wish.allowed, *expected[-1], InTime.FOR_TARGET)
     for rung, load, finish in expected:
