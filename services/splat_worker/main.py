@@ -65,7 +65,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         SplatEngine(renderer, scheduler, service.clock),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", threads),
+        observer=LoopObserver(service, "splat", max(renderer.gang_sizes, default=1)),
         name="splat",
         pulse=_pulse(scenes, renderer),
         policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
