@@ -22,14 +22,15 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from headway import __version__
-from headway.auth import Authenticator
+from headway import __version__, answer_trailers
+from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import Credentials, channel_options, read_credentials
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
 from headway.lease import read_secret
 from headway.telemetry import (
+    UNKNOWN_TENANT,
     Metrics,
     MetricsEndpoint,
     Outcome,
@@ -43,7 +44,7 @@ from headway.telemetry import (
 
 log = logging.getLogger(__name__)
 
-tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default="default")
+tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default=OPEN_TENANT)
 """Who makes the call that is being handled; set by the interceptor."""
 
 _OURS = "/headway.v1."
@@ -132,10 +133,12 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     @asynccontextmanager
     async def _call(self, context: Any, method: str, kind: str | None) -> AsyncIterator[None]:
         arrival_s = self._service.clock()
+        answer_trailers.follow_call(context)
         metadata = tuple(context.invocation_metadata() or ())
-        outcome, error = Outcome.OK, None
+        outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         try:
-            self._enter(context, metadata)
+            tenant = self._authenticator.tenant(metadata, context.auth_context())
+            self._enter(tenant)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
@@ -155,12 +158,12 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             outcome, error = Outcome.FAILED, Failed(f"the server failed: {type(failure).__name__}")
         finally:
             if kind is not None:
-                self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error)
+                self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error, tenant)
         if error is not None:
             await context.abort(error.status, error.message, to_trailers(error))
 
-    def _enter(self, context: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        tenant_of_call.set(self._authenticator.tenant(metadata, context.auth_context()))
+    def _enter(self, tenant: str) -> None:
+        tenant_of_call.set(tenant)
         if self.draining:
             raise Draining("the server drains and takes nothing new", retry_after_s=1.0)
         if self.in_flight >= self._max:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import headway
+from headway.channels import OPEN, Credentials
 from headway.local_redis import server_command
 
 PARTS = ("redis", "device-arbiter", "prefix-cache", "text-worker", "dit-worker", "splat-worker", "router")
@@ -26,6 +27,9 @@ class GrpcReady:
     """Ready when the health service at `address` says SERVING."""
 
     address: str
+    credentials: Credentials = OPEN
+    server_name: str | None = None
+    """Whose certificate the server shows, where that is not the address's."""
 
 
 @dataclass(frozen=True)

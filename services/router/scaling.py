@@ -124,10 +124,9 @@ class ScaleSignal:
 
 
 def _totals(counter: Any, kind: str, label: str) -> dict[str, float]:
-    """What a counter says of one kind, by the label's value."""
-    samples = (sample for family in counter.collect() for sample in family.samples)
-    return {
-        sample.labels[label]: sample.value
-        for sample in samples
-        if sample.name.endswith("_total") and sample.labels["kind"] == kind
-    }
+    """What a counter says of one kind, by the label's value, whatever its other labels are."""
+    totals: dict[str, float] = {}
+    for sample in (sample for family in counter.collect() for sample in family.samples):
+        if sample.name.endswith("_total") and sample.labels["kind"] == kind:
+            totals[sample.labels[label]] = totals.get(sample.labels[label], 0.0) + sample.value
+    return totals

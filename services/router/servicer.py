@@ -8,13 +8,14 @@ from typing import Any
 
 import grpc
 
+from headway import answer_trailers
 from headway.deadline import Budget, Clock, budget_of
 from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import Metrics, Span, Tracing
-from headway.v1 import keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
+from headway.v1 import common_pb2, keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
 from services.router import keda
 from services.router.calls import Calls
 from services.router.config import RouterConfig
@@ -132,7 +133,7 @@ class Proxy:
         method, tenant = self._method, tenant_of_call.get()
         found = await cache.find(method, request, tenant, placements[0], outgoing.budget)
         if found is not None:
-            for message in self._replayed(found, outgoing.budget):
+            for message in self._replayed(found, outgoing.budget, request.service_level):
                 yield message
             return
         recording = cache.recording()
@@ -143,13 +144,15 @@ class Proxy:
         if recording.messages is not None:
             cache.keep(method, request, tenant, recording.messages)
 
-    def _replayed(self, answer: Answer, budget: Budget) -> list[bytes]:
+    def _replayed(self, answer: Answer, budget: Budget, level: common_pb2.ServiceLevel) -> list[bytes]:
         parts, method = self._parts, self._method
         now_s = parts.clock()
         messages = replay(method, answer, budget, now_s)
         slack_s, served = budget.remaining_s(now_s), answer.served
-        counted = CountedAnswer(served.rung.label, "cached", served.quality, slack_s, slack_s)
+        priority, tenant = level.priority or common_pb2.PRIORITY_NORMAL, tenant_of_call.get()
+        counted = CountedAnswer(served.rung.label, "cached", served.quality, slack_s, slack_s, priority, tenant)
         parts.metrics.record_answer(kind_name(method.kind), counted)
+        answer_trailers.tell(served)
         return messages
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import DirectoryPath, model_validator
 
 from headway.config import Address, OrOff, Target, UpstreamConfig, WorkerConfig, setting
+from services.text_worker.speculation import Mode
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
 _PACKAGED_MODEL = Path(__file__).parents[2] / "headway" / "assets" / "text"
@@ -73,6 +74,13 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
         unit="MIB",
         ge=MIN_KV_MEMORY_MB,
         le=MAX_KV_MEMORY_MB,
+    )
+    speculate: Mode = setting(
+        "auto",
+        "guess tokens that repeat the text so far and check several in a step: auto where that brings more tokens a "
+        "millisecond, lookup wherever deadlines bear it; the tokens are the same either way",
+        group="Engine",
+        unit="MODE",
     )
     prefill_chunk: int = setting(
         128, "most prompt tokens run in one step", group="Engine", unit="TOKENS", ge=16, le=65_536

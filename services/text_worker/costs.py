@@ -12,6 +12,7 @@ from services.text_worker.drawing import choose
 from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.sampling import Sampling
+from services.text_worker.speculation import MOST_DRAFTS
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9)
 
@@ -31,7 +32,10 @@ class TextCosts:
         return cost + self.prefill.at(rest) if rest else cost
 
     def step_cost(self, decodes: int, prefill_tokens: int) -> Cost:
-        """One step over `decodes` sequences and a prefill chunk; either may be none."""
+        """One step over `decodes` sequences and a prefill chunk; either may be none.
+
+        A draft counts as a sequence more: it takes the same products, and less of attention.
+        """
         decode = self.decode.at(decodes) if decodes else ZERO
         return decode + (self.prefill_cost(prefill_tokens) if prefill_tokens else ZERO)
 
@@ -44,9 +48,11 @@ def costs_of(curves: Curves, chunk_tokens: int) -> TextCosts:
 def measure(model: CpuModel, pages: Pages, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
     """Times real steps, each under a device lease: decode at half the context, prefill from position 0.
 
+    Even where one sequence runs at a time, batches are measured that are as large as it is with its drafts.
     Overwrites the cache's content; call it before anything is served. Blocks for a second or two.
     """
-    decode = [(size, _decode_cost(model, pages, size, device)) for size in _doubling(1, max_batch)]
+    most_rows = max(max_batch, 1 + MOST_DRAFTS)
+    decode = [(size, _decode_cost(model, pages, size, device)) for size in _doubling(1, most_rows)]
     prefill = [
         (tokens, quiet_cost(partial(_step, model, pages, [_span(pages, 0, 0, tokens)]), device))
         for tokens in _doubling(8, min(chunk_tokens, model.context), factor=4)

@@ -20,6 +20,7 @@ from services.text_worker.model.config import CheckpointError
 from services.text_worker.model.families import load_architecture
 from services.text_worker.model.weights import fingerprint
 from services.text_worker.sampling import Sampling
+from services.text_worker.speculation import MOST_DRAFTS
 from services.text_worker.structure import Structures
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
@@ -79,7 +80,8 @@ def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:
 def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, device: Device) -> TextCosts:
     """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
     chunk = min(settings.prefill_chunk, loaded.context_tokens)
-    sizes = (settings.max_batch, int(settings.batch_invariant), loaded.context_tokens, chunk, torch.get_num_threads())
+    rows, threads = max(settings.max_batch, 1 + MOST_DRAFTS), torch.get_num_threads()
+    sizes = (rows, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
     curves = calibrated(
         cache_folder(settings.cache_dir),
         key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),

@@ -113,8 +113,14 @@ def _engine_loop(
         overhead_ms=OVERHEAD_MS,
     )
     lengths = LengthModel()
-    scheduler = TextScheduler(costs, store.pool, planning, lengths)
-    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths)
+    drafts = service.metrics.drafts
+
+    def told(drafted: int, accepted: int) -> None:
+        drafts.labels("accepted").inc(accepted)
+        drafts.labels("refused").inc(drafted - accepted)
+
+    scheduler = TextScheduler(costs, store.pool, planning, lengths, config.speculate)
+    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths, told=told)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,

@@ -17,7 +17,7 @@ from services.text_worker.loading import LoadedModel
 from services.text_worker.prefixes import NotedPrompts
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sampling import Drawn
-from services.text_worker.sequence import Delta, Ending, Sequence
+from services.text_worker.sequence import Delta, Ending, Sequence, ending_of
 
 
 class TextServicer(text_pb2_grpc.TextGenerationServicer):
@@ -44,7 +44,10 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         if self._prompts is not None:
             self._prompts.note(request, tenant, ask.prompt, sequences[0].kv.chain)
         times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
-        streams = [_gathered(self._runtime, sequence) for sequence in sequences]
+        streams = [
+            _gathered(self._runtime, sequence) if sequence.had_ended is None else _ended(self._runtime, sequence)
+            for sequence in sequences
+        ]
         async with aclosing(interleaved(streams)) as parts:
             async for answer, part in parts:
                 if isinstance(part, Delta):
@@ -130,6 +133,21 @@ async def _gathered(
             yield held.result if isinstance(held, Finished) else held
             if isinstance(held, Finished):
                 return
+
+
+async def _ended(runtime: WorkerRuntime, sequence: Sequence) -> AsyncGenerator[common_pb2.Plan | Delta | Ending, None]:
+    """The plan and end of an answer of which only the summary was lost: there is nothing to compute or to admit."""
+    ticket, reason = sequence.ticket, sequence.had_ended
+    assert reason is not None
+    ending = ending_of(sequence, reason)
+    ticket.plan = common_pb2.Plan(
+        rung=ending.rung.to_proto(),
+        reason=common_pb2.RUNG_REASON_EXACT if ticket.wish.exact else common_pb2.RUNG_REASON_BEST_FIT,
+        budget_ms=ticket.budget.total_s * 1000,
+        worker_id=runtime.identity.worker_id,
+    )
+    yield ticket.plan
+    yield ending
 
 
 class _TokenTimes:

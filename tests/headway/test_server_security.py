@@ -11,6 +11,8 @@ import trustme
 from server_rig import serving
 
 from headway.channels import Credentials, open_channel, read_credentials
+from headway.cli.readiness import is_ready
+from headway.cli.topology import GrpcReady
 from headway.errors import RemoteError, from_rpc_error
 from headway.server import StartError, tenant_of_call
 from headway.v1 import router_pb2, router_pb2_grpc
@@ -97,3 +99,14 @@ async def test_a_key_file_that_is_none_stops_the_start_with_its_name(tmp_path: P
     with pytest.raises(StartError, match=r"api_keys.*painters"):
         async with serving(tell_tenant, api_keys=path):
             pass
+
+
+async def test_a_probe_shows_a_certificate_and_may_name_the_one_it_expects(files: Files) -> None:
+    settings = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.ca}
+    ours = read_credentials(ca=files.ca, cert=files.client_cert, key=files.client_key)
+    async with serving(tell_tenant, **settings) as address:
+        assert await is_ready(GrpcReady(address, ours))
+        assert await is_ready(GrpcReady(address, ours, server_name="localhost"))
+        assert not await is_ready(GrpcReady(address, ours, server_name="elsewhere"))
+        assert not await is_ready(GrpcReady(address, read_credentials(ca=files.ca)))
+        assert not await is_ready(GrpcReady(address))

@@ -64,6 +64,12 @@ class KvStore:
                 self.pool.store(holding.blocks[place], hashes[place])
             holding.named = full
 
+    def trim(self, holding: Holding) -> None:
+        """Gives back the blocks in which nothing is cached: those of drafts that were refused."""
+        kept = blocks_of(holding.computed)
+        spare, holding.blocks = holding.blocks[kept:], holding.blocks[:kept]
+        self.pool.release(spare)
+
     def release(self, holding: Holding) -> None:
         """Gives all blocks back; the holding is empty then."""
         blocks, holding.blocks, holding.computed, holding.named = holding.blocks, [], 0, 0

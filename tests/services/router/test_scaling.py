@@ -78,8 +78,8 @@ async def test_what_load_refused_counts_and_what_a_quota_refused_does_not(error:
     signal = ScaleSignal(pool, metrics, {IMAGE})
     signal.look()
     changed = signal.changed
-    for _ in range(10):
-        metrics.record_end("image", Outcome.SHED, 0.001, error)
+    for number in range(10):
+        metrics.record_end("image", Outcome.SHED, 0.001, error, tenant=f"tenant-{number % 2}")
     signal.look()
     assert signal.desired == {IMAGE: wanted}
     assert changed.is_set() == (wanted > 0)
