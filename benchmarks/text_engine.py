@@ -28,11 +28,12 @@ from headway.planning import Setting
 from headway.quality import read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
+from services.text_worker.backend import Span
 from services.text_worker.costs import TextCosts, costs_of
 from services.text_worker.costs import measure as measure_costs
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import WeightKind
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.drawing import draw
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain

@@ -28,6 +28,7 @@ from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_p
 from services.router.placement import Ask, Placement
 from services.router.policies import Placer
 from services.router.pool import Pool, kind_name
+from services.router.prefixes import KnownPrompts
 from services.router.quotas import Quotas, device_ms
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
@@ -47,6 +48,7 @@ class Parts:
     lister: Lister
     everywhere: Everywhere
     cache: ResultCache | None
+    prompts: KnownPrompts
     quotas: Quotas
     signal: ScaleSignal
     identity: Identity
@@ -71,7 +73,9 @@ def ranked(ask: Ask, parts: Parts, *, probe: bool = True) -> list[Placement]:
     `probe`: the call will be made here, so that a worker whose calls failed can be tried with it.
     """
     with parts.tracing.span(Span.ROUTER_PICK):
-        placements = parts.placer.place(ask, parts.pool.roster(), parts.clock(), probe=probe)
+        roster = parts.pool.roster()
+        shared = parts.prompts.shared(ask.prompt, roster.asset_hash(ask), tenant_of_call.get())
+        placements = parts.placer.place(ask, roster, parts.clock(), shared=shared, probe=probe)
     if not placements:
         raise no_worker(kind_name(ask.kind))
     return placements

@@ -7,9 +7,8 @@ from itertools import takewhile
 from headway.calibration import Curves, Probe, quiet_cost
 from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.backend import Blocks, Model, Span
 from services.text_worker.drawing import choose
-from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.sampling import Sampling
 from services.text_worker.speculation import MOST_DRAFTS
@@ -45,7 +44,7 @@ def costs_of(curves: Curves, chunk_tokens: int) -> TextCosts:
     return TextCosts(curves["decode"], curves["prefill"], chunk_tokens)
 
 
-def measure(model: CpuModel, pages: Pages, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
+def measure(model: Model, pages: Blocks, *, max_batch: int, chunk_tokens: int, device: Device) -> Curves:
     """Times real steps, each under a device lease: decode at half the context, prefill from position 0.
 
     Even where one sequence runs at a time, batches are measured that are as large as it is with its drafts.
@@ -60,32 +59,32 @@ def measure(model: CpuModel, pages: Pages, *, max_batch: int, chunk_tokens: int,
     return {"decode": StepCurve(tuple(decode)), "prefill": StepCurve(tuple(prefill))}
 
 
-def probe(model: CpuModel, pages: Pages, device: Device) -> Probe:
+def probe(model: Model, pages: Blocks, device: Device) -> Probe:
     """What a decode step of one sequence costs now. Overwrites nothing that is kept."""
     return "decode", 1, _decode_cost(model, pages, 1, device)
 
 
-def pulse(model: CpuModel, pages: Pages, costs: TextCosts) -> Pulse:
+def pulse(model: Model, pages: Blocks, costs: TextCosts) -> Pulse:
     """A decode step of one sequence for a worker at rest. Overwrites nothing that is kept."""
     return Pulse(costs.decode.at(1), partial(_step, model, pages, _probe_spans(model, pages, 1)))
 
 
-def _probe_spans(model: CpuModel, pages: Pages, size: int) -> list[Span]:
+def _probe_spans(model: Model, pages: Blocks, size: int) -> list[Span]:
     return [_span(pages, line, model.context // 2, 1) for line in range(size)]
 
 
-def _span(pages: Pages, line: int, start: int, tokens: int) -> Span:
+def _span(pages: Blocks, line: int, start: int, tokens: int) -> Span:
     """Blocks are read round and round, as the cache may be small; a single token is written to the spare block."""
     count = blocks_of(start + tokens)
     blocks = [(line * count + place) % (pages.blocks - 1) for place in range(count - 1)]
     return Span([*blocks, pages.blocks - 1], start, (1,) * tokens)
 
 
-def _decode_cost(model: CpuModel, pages: Pages, size: int, device: Device) -> Cost:
+def _decode_cost(model: Model, pages: Blocks, size: int, device: Device) -> Cost:
     return quiet_cost(partial(_step, model, pages, _probe_spans(model, pages, size)), device)
 
 
-def _step(model: CpuModel, pages: Pages, spans: list[Span]) -> None:
+def _step(model: Model, pages: Blocks, spans: list[Span]) -> None:
     logits = model.forward(spans, pages)
     choose(logits, [SAMPLED] * len(spans), [0] * len(spans))
 
