@@ -1,4 +1,5 @@
-# One file, a target per service: docker build --target router . (or prefix-cache, text-worker, splat-worker, dit-worker, device)
+# One file, a target per service: docker build --target router . (or prefix-cache, text-worker, splat-worker, dit-worker,
+# dit-worker-cuda, device). Images for CPUs hold no compiler.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TOP_PAD_=16777216
@@ -42,6 +43,12 @@ RUN python -m pip install '.[dit]'
 USER headway
 EXPOSE 50063 9100
 ENTRYPOINT ["headway-dit-worker", "--listen", "0.0.0.0:50063", "--metrics-port", "9100", "--model", "/app/models/dit-digits"]
+
+FROM dit-worker AS dit-worker-cuda
+# Triton compiles a launcher in C for each kernel when it first runs. The driver comes with the container runtime.
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER headway
 
 FROM base AS splat-worker
 RUN python -m pip install '.[splat]'

@@ -6,16 +6,19 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from headway.config import ServiceConfig, WorkerConfig
 from headway.errors import Unauthenticated
 from headway.lease import HEADER, LeaseCheck, read_secret
+from headway.watched import Watched
 from headway.yaml_file import read_mapping
 
 OPEN_TENANT = "default"
 """The one tenant of a service without API keys and client certificates."""
 
-_TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+"""What a tenant may be called, all of it."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BEARER = re.compile(r"[Bb]earer ([\x21-\x7e]{1,512})")
 
@@ -60,7 +63,7 @@ def load_keys(path: Path) -> KeyRing:
 
 
 def _digests(tenant: str, listed: object) -> list[str]:
-    if not _TENANT.fullmatch(tenant):
+    if not TENANT_NAME.fullmatch(tenant):
         raise KeyFileError(f"tenant {tenant[:64]!r}: must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
     if not isinstance(listed, list) or not listed:
         raise KeyFileError(f"tenant {tenant}: must have a list of one or more SHA-256 digests")
@@ -73,22 +76,39 @@ def _digests(tenant: str, listed: object) -> list[str]:
     return listed
 
 
+class Keys(Protocol):
+    """Knows tenants by their keys."""
+
+    def tenant(self, key: str) -> str | None:
+        """Whose key this is; None when it is nobody's."""
+
+
+class KeyFile:
+    """The keys of a file as it is now: a key that is added or taken away counts within a second or so."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises as `load_keys`. A file that is wrong later is logged, and the keys that it had stay."""
+        self._ring = Watched("api_keys", [path], lambda: load_keys(path))
+
+    def tenant(self, key: str) -> str | None:
+        """Whose key this is; None when it is nobody's."""
+        return self._ring.value().tenant(key)
+
+
 class Authenticator:
     """Names the tenant of a call from its metadata and its connection."""
 
     worker_id = ""
     """Who takes leases here; set before calls are taken."""
 
-    def __init__(
-        self, keys: KeyRing | None = None, *, mutual_tls: bool = False, leases: LeaseCheck | None = None
-    ) -> None:
+    def __init__(self, keys: Keys | None = None, *, mutual_tls: bool = False, leases: LeaseCheck | None = None) -> None:
         """`mutual_tls`: connections carry a client certificate that TLS has verified."""
         self._keys, self._mutual_tls, self._leases = keys, mutual_tls, leases
 
     @classmethod
     def from_config(cls, config: ServiceConfig) -> "Authenticator":
         """Reads the files of keys and secret, if there are such. Raises OSError, `KeyFileError` or `YamlFileError`."""
-        keys = load_keys(config.api_keys) if config.api_keys is not None else None
+        keys = KeyFile(config.api_keys) if config.api_keys is not None else None
         secret = config.lease_secret if isinstance(config, WorkerConfig) else None
         leases = LeaseCheck(read_secret(secret)) if secret is not None else None
         return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases)
@@ -114,7 +134,7 @@ class Authenticator:
         raise Unauthenticated("no API key; send metadata authorization: Bearer KEY")
 
 
-def _by_key(keys: KeyRing, given: list[str | bytes]) -> str:
+def _by_key(keys: Keys, given: list[str | bytes]) -> str:
     match = _BEARER.fullmatch(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
     if match is None:
         raise Unauthenticated("authorization must be given once, as: Bearer KEY")
@@ -132,6 +152,6 @@ def _by_lease(leases: LeaseCheck, given: list[str | bytes], worker_id: str) -> s
 
 def _by_certificate(names: tuple[bytes, ...]) -> str:
     name = names[0].decode("utf-8", "replace") if len(names) == 1 else ""
-    if not _TENANT.fullmatch(name):
+    if not TENANT_NAME.fullmatch(name):
         raise Unauthenticated("the client certificate's common name is not a tenant's name")
     return name

@@ -26,9 +26,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from headway.errors import HeadwayError, Refused
-from headway.v1 import errors_pb2
+from headway.v1 import common_pb2, errors_pb2
 
 Metadata = Sequence[tuple[str, str | bytes]]
+
+UNKNOWN_TENANT: Final = ""
+"""As metrics carry a caller who was not identified; Prometheus takes an empty label as none."""
 
 _WAITS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _REFUSALS_S = (0.0003, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1)
@@ -134,10 +137,17 @@ class Answer:
     quality: float
     slack_s: float
     target_slack_s: float
+    priority: int
+    """A `common_pb2.Priority`."""
+    tenant: str
 
 
 class Metrics:
-    """Every metric of a Headway process, on one registry. Label values: `kind` is text, image or splat."""
+    """Every metric of a Headway process, on one registry.
+
+    Label values: `kind` is text, image or splat; `by` is target or deadline; `priority` is low, normal or high;
+    `tenant` is a name of the key file, of a certificate or of a lease, never one that a caller fills in.
+    """
 
     def __init__(self, service: str, version: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
@@ -151,9 +161,10 @@ class Metrics:
         ).set(1)
 
     def _requests_metrics(self) -> None:
-        self.requests = self._counter("requests", "Requests ended.", "kind", "outcome")
-        self.attained = self._counter("attained", "Answers in time, by what they were held to.", "kind", "by")
-        self.missed = self._counter("missed", "Answers too late, by what they were held to.", "kind", "by")
+        self.requests = self._counter("requests", "Requests ended.", "kind", "outcome", "tenant")
+        held_to = ("kind", "by", "priority", "tenant")
+        self.attained = self._counter("attained", "Answers in time, by what they were held to.", *held_to)
+        self.missed = self._counter("missed", "Answers too late, by what they were held to.", *held_to)
         self.refusals = self._counter("refusals", "Requests refused before work.", "kind", "reason")
         self.refusal_seconds = self._histogram(
             "refusal_seconds", "From a request's arrival to its refusal.", _REFUSALS_S, "kind"
@@ -190,6 +201,8 @@ class Metrics:
     def _mesh_metrics(self) -> None:
         self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
         self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
+        self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
+        self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
         self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -201,9 +214,13 @@ class Metrics:
     def _histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"headway_{name}", about, labels, registry=self.registry, buckets=tuple(buckets))
 
-    def record_end(self, kind: str, outcome: Outcome, duration_s: float, error: HeadwayError | None) -> None:
+    def record_end(
+        self, kind: str, outcome: Outcome, duration_s: float, error: HeadwayError | None, tenant: str
+    ) -> None:
         """Counts the end of a request, and a refusal by its reason."""
-        self.requests.labels(kind, outcome).inc()
+        for other in Outcome:  # a series must begin at zero, or Prometheus never sees its first increase
+            self.requests.labels(kind, other, tenant)
+        self.requests.labels(kind, outcome, tenant).inc()
         self.duration.labels(kind, outcome).observe(duration_s)
         if isinstance(error, Refused):
             self.refusals.labels(kind, error.reason_name).inc()
@@ -214,8 +231,11 @@ class Metrics:
         self.rungs.labels(kind, answer.rung, answer.reason).inc()
         self.quality.labels(kind).observe(answer.quality)
         self.slack.labels(kind).observe(answer.slack_s)
+        priority = common_pb2.Priority.Name(answer.priority).removeprefix("PRIORITY_").lower()
         for by, left_s in (("target", answer.target_slack_s), ("deadline", answer.slack_s)):
-            (self.attained if left_s >= 0 else self.missed).labels(kind, by).inc()
+            labels = (kind, by, priority, answer.tenant)
+            attained, missed = self.attained.labels(*labels), self.missed.labels(*labels)  # both begin at zero
+            (attained if left_s >= 0 else missed).inc()
 
 
 class MetricsEndpoint:

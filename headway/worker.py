@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from headway import __version__
+from headway import __version__, answer_trailers
 from headway.config import WorkerConfig
 from headway.deadline import Budget, budget_of
 from headway.engine import Batch, Lease, Snapshot
@@ -17,7 +17,7 @@ from headway.errors import BadInput, HeadwayError, NotFound
 from headway.planning import predict
 from headway.policy import DEFAULT, Policy, policy_of
 from headway.quality import Ladder, Rung, read_wish
-from headway.server import Registration, Served, Service, StartError
+from headway.server import Registration, Served, Service, StartError, tenant_of_call
 from headway.telemetry import Answer, Span
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -153,7 +153,7 @@ class WorkerRuntime:
     def served(
         self, ticket: Ticket, asset: LoadedAsset, *, rung: Rung | None = None, quality: float | None = None
     ) -> common_pb2.Served:
-        """What was served, for the final message; counts the answer and traces its stages.
+        """What was served, for the final message and the trailers; counts the answer and traces its stages.
 
         `rung` and `quality` where they are not the planned ones.
         """
@@ -164,9 +164,18 @@ class WorkerRuntime:
         reason = common_pb2.RungReason.Name(served.reason).removeprefix("RUNG_REASON_").lower()
         self.service.metrics.record_answer(
             self.identity.kind_name,
-            Answer(served.rung.label, reason, served.quality, served.slack_ms / 1000, ticket.target_s - now_s),
+            Answer(
+                served.rung.label,
+                reason,
+                served.quality,
+                served.slack_ms / 1000,
+                ticket.target_s - now_s,
+                ticket.wish.priority,
+                tenant_of_call.get(),
+            ),
         )
         self._trace(ticket, served)
+        answer_trailers.tell(served)
         return served
 
     def _trace(self, ticket: Ticket, served: common_pb2.Served) -> None:

@@ -151,9 +151,16 @@ def status(
 @app.command()
 def health(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any service of the mesh.")] = DEFAULT_ADDRESS,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    server_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name in the server's certificate. [default: the address's]")
+    ] = None,
 ) -> None:
     """Ask one service whether it serves; leaves with 4 when not. For container health checks."""
-    if not asyncio.run(is_ready(GrpcReady(address))):
+    credentials = options.Server(address, ca, cert, key, None).credentials()
+    if not asyncio.run(is_ready(GrpcReady(address, credentials, server_name))):
         show.print_error(notes, [f"{address} does not serve"])
         raise typer.Exit(show.EXIT_FAILED)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headway.channels import read_credentials
+from headway.channels import Credentials, read_credentials
 from headway.client import DEFAULT_ADDRESS, Headway
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
@@ -36,11 +36,14 @@ class Server:
 
     def connect(self) -> Headway:
         """A client. Raises `typer.BadParameter` when a file cannot be read."""
+        return Headway(self.address, self.credentials())
+
+    def credentials(self) -> Credentials:
+        """Who we are. Raises as `connect`."""
         try:
-            credentials = read_credentials(ca=self.ca, cert=self.cert, key=self.key, api_key=self.api_key)
+            return read_credentials(ca=self.ca, cert=self.cert, key=self.key, api_key=self.api_key)
         except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(str(error)) from error
-        return Headway(self.address, credentials)
 
 
 Address = Annotated[

@@ -19,8 +19,8 @@ _ASK_S = 2.0
 async def is_ready(ready: Ready) -> bool:
     """Whether the part is ready now. Takes at most about two seconds."""
     match ready:
-        case GrpcReady(address):
-            return await _serves(address)
+        case GrpcReady():
+            return await _serves(ready)
         case RouterReady(address):
             return await _sees_all(address)
         case RedisReady(url):
@@ -31,8 +31,8 @@ async def is_ready(ready: Ready) -> bool:
             assert_never(ready)
 
 
-async def _serves(address: str) -> bool:
-    async with open_channel(address) as channel:
+async def _serves(ready: GrpcReady) -> bool:
+    async with open_channel(ready.address, ready.credentials, server_name=ready.server_name) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_ASK_S)
         except grpc.RpcError:

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from headway import answer_trailers
 from headway.cost import Cost
 from headway.errors import Refused
 from headway.quality import Rung
@@ -93,4 +94,5 @@ class Progressive:
         served.CopyFrom(best)
         served.steps_executed = frames
         served.slack_ms = self._whole.budget.remaining_s(self._runtime.service.clock()) * 1000
+        answer_trailers.tell(served)
         return served

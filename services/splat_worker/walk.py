@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from headway import answer_trailers
 from headway.deadline import Budget
 from headway.errors import BadInput, Failed, Refused
 from headway.planning import Choice
@@ -201,6 +202,7 @@ class Walk:
         stages = {"path": (plan.predicted_p50_ms, whole_ms), **tally.stages}
         for name, (predicted_ms, actual_ms) in stages.items():
             served.stages.add(stage=name, predicted_ms=predicted_ms, actual_ms=actual_ms)
+        answer_trailers.tell(served)
         return served
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import DirectoryPath, model_validator
 
-from headway.config import Address, OrOff, WorkerConfig, setting
+from headway.config import Address, OrOff, Target, UpstreamConfig, WorkerConfig, setting
 from services.text_worker.speculation import Mode
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
@@ -18,7 +18,7 @@ def default_model() -> Path:
     return _CHECKOUT_MODEL if _CHECKOUT_MODEL.exists() else _PACKAGED_MODEL
 
 
-class TextWorkerConfig(WorkerConfig):
+class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     """Serves text from a checkpoint of a known family in Hugging Face layout."""
 
     listen: Address = setting(
@@ -68,6 +68,10 @@ class TextWorkerConfig(WorkerConfig):
         ge=2,
         le=1_048_576,
     )
+    prefix_cache: Annotated[Target | None, OrOff] = setting(
+        None, "the prefix cache, where routers learn which prompts' beginnings are cached here; off: they do not",
+        group="Mesh", unit="HOST:PORT",
+    )  # fmt: skip
     max_batch: int = setting(16, "most sequences in a step", group="Engine", unit="N", ge=1, le=1024)
     kv_memory_mb: int = setting(
         256,

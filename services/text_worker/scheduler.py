@@ -52,6 +52,21 @@ class TextBatch(Batch[Sequence]):
     bound_ms: float
     """What the step takes at most, at the admission quantile, with the time to answer."""
 
+    def after(self, job: Job) -> Job | None:
+        """See `headway.engine.Batch`: a chunk takes its share of the prefill, and the last brings a token."""
+        part = next((part for part in self.parts if part.sequence.ticket.key == job.key), None)
+        if part is None:
+            return None  # it ends as it is
+        share = 0.0 if part.draws else 1 - part.count / (len(part.sequence.tokens) - part.start)
+        return replace(job, options=tuple(_less(option, share, int(part.draws)) for option in job.options))
+
+
+def _less(option: Option, share: float, tokens: int) -> Option:
+    """An option with this share of its prefill and so many tokens less to come; a text may still end after each."""
+    load = option.load
+    setup = Cost(load.setup.mean_ms * share, load.setup.var_ms2)  # how its length varies stays
+    return replace(option, load=replace(load, setup=setup, steps_left=max(1, load.steps_left - tokens)))
+
 
 class TextScheduler:
     """Every step takes the most urgent sequences, whatever their lengths and plans; new ones join at the next step.

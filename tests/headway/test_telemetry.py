@@ -25,6 +25,7 @@ from headway.telemetry import (
     start,
     watch_loop_lag,
 )
+from headway.v1 import common_pb2
 
 ROOT = Path(__file__).parents[2]
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -58,35 +59,42 @@ def _metrics() -> Metrics:
     return Metrics("test", "0")
 
 
+def _answer(rung: str, *, slack_s: float, target_slack_s: float) -> Answer:
+    return Answer(rung, "BEST_FIT", 0.8, slack_s, target_slack_s, common_pb2.PRIORITY_HIGH, "acme")
+
+
 def _sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
 def test_processes_in_one_test_do_not_share_metrics() -> None:
     first, second = _metrics(), _metrics()
-    first.requests.labels("text", Outcome.SHED).inc()
-    assert _sample(first, "headway_requests_total", kind="text", outcome="shed") == 1
-    assert _sample(second, "headway_requests_total", kind="text", outcome="shed") is None
+    first.record_end("text", Outcome.SHED, 0.001, None, "acme")
+    shed = {"kind": "text", "outcome": "shed", "tenant": "acme"}
+    assert _sample(first, "headway_requests_total", **shed) == 1
+    assert _sample(first, "headway_requests_total", **{**shed, "outcome": "failed"}) == 0
+    assert _sample(second, "headway_requests_total", **shed) is None
 
 
 def test_an_answer_counts_by_target_and_by_deadline() -> None:
     metrics = _metrics()
-    metrics.record_answer("image", Answer("2 steps", "BEST_FIT", 0.8, slack_s=0.2, target_slack_s=-0.1))
-    assert _sample(metrics, "headway_attained_total", kind="image", by="deadline") == 1
-    assert _sample(metrics, "headway_missed_total", kind="image", by="target") == 1
-    assert _sample(metrics, "headway_missed_total", kind="image", by="deadline") is None
+    metrics.record_answer("image", _answer("2 steps", slack_s=0.2, target_slack_s=-0.1))
+    held_to = {"kind": "image", "priority": "high", "tenant": "acme"}
+    assert _sample(metrics, "headway_attained_total", by="deadline", **held_to) == 1
+    assert _sample(metrics, "headway_missed_total", by="target", **held_to) == 1
+    assert _sample(metrics, "headway_missed_total", by="deadline", **held_to) == 0
     assert _sample(metrics, "headway_rungs_served_total", kind="image", rung="2 steps", reason="BEST_FIT") == 1
 
 
 def test_negative_slack_falls_in_a_negative_bucket() -> None:
     metrics = _metrics()
-    metrics.record_answer("text", Answer("full", "BEST_FIT", 1, slack_s=-0.05, target_slack_s=-0.05))
+    metrics.record_answer("text", _answer("full", slack_s=-0.05, target_slack_s=-0.05))
     assert _sample(metrics, "headway_slack_seconds_bucket", kind="text", le="-0.1") == 0
     assert _sample(metrics, "headway_slack_seconds_bucket", kind="text", le="-0.03") == 1
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
-    units = ("_seconds", "_ratio", "_requests", "_info", "_reachable", "headway_workers")
+    units = ("_seconds", "_ratio", "_requests", "_info", "_reachable", "_replicas", "_blocks", "headway_workers")
     for family in _metrics().registry.collect():
         assert family.name.startswith("headway_")
         assert family.documentation.endswith(".")

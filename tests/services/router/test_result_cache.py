@@ -65,6 +65,7 @@ async def test_the_same_request_is_answered_from_the_cache_with_figures_of_its_o
     assert (served.rung.label, served.worker_id, served.steps_executed, served.attempts) == ("4", "image-one", 0, 0)
     assert 0 < served.slack_ms <= served.budget_ms <= 15_100 < first.budget_ms
     assert [stage.stage for stage in served.stages] == ["cache"]
+    assert dict(await call.trailing_metadata())["headway-reason"] == "cached"
     assert len(worker.servicer.budgets) == 1
     assert (count(mesh, "image", "miss"), count(mesh, "image", "hit")) == (1, 1)
 

@@ -79,6 +79,16 @@ async def test_unknown_fields_and_trailing_metadata_pass_through(mesh: Any) -> N
     assert dict(await call.trailing_metadata())["sum-worker"] == "image-one"
 
 
+async def test_trailers_say_what_was_served_for_who_cannot_read_the_messages(mesh: Any) -> None:
+    worker = await mesh.worker()
+    client = await mesh.router(worker)
+    call = client.images.Generate(images_request(1, level=service_level(exact="2")), timeout=5)
+    served = (await answer(call))[-1].summary.served
+    told = dict(await call.trailing_metadata())
+    assert (told["headway-rung"], told["headway-reason"], told["headway-worker"]) == ("2", "exact", "image-one")
+    assert (float(told["headway-quality"]), told["headway-slack-ms"]) == (0.8, f"{served.slack_ms:.1f}")
+
+
 async def test_cancelling_reaches_the_worker_within_one_step(mesh: Any) -> None:
     worker = await mesh.worker(closed=True)
     client = await mesh.router(worker)
@@ -145,7 +155,8 @@ async def test_a_shed_request_is_told_when_to_come_back(mesh: Any) -> None:
     worker = await mesh.worker(step_ms=1000, closed=True)
     client = await mesh.router(worker)
     level = service_level(exact="4")
-    holding = [client.images.Generate(images_request(1, level=level), timeout=5) for _ in range(8)]
+    # Whoever comes while the first step runs begins behind it, so they need five steps' time and not four.
+    holding = [client.images.Generate(images_request(1, level=level), timeout=6.5) for _ in range(8)]
     for call in holding:
         await call.read()
     shed = await told(client.images.Generate(images_request(1, level=level), timeout=5.5))

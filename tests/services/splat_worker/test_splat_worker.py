@@ -137,7 +137,7 @@ async def test_a_floor_is_kept_or_refused(slow_channel):
     refused = await failure(slow_channel, request, 2 * RUNG_S)
     assert refused.reason_name == "BUDGET_TOO_SMALL"
     least_s = float(refused.metadata["least_budget_ms"]) / 1000
-    answer = await render(slow_channel, request, 1.5 * least_s)
+    answer = await render(slow_channel, request, 3 * least_s)
     lowest, top = (
         {common_pb2.RUNG_REASON_FLOOR, common_pb2.RUNG_REASON_REPLANNED_LATE},
         {common_pb2.RUNG_REASON_BEST_FIT},
