@@ -77,6 +77,7 @@ class CacheResult(StrEnum):
     MISS = "miss"
     WORSE = "worse"  # an entry was there, of a lower rung than would be planned now
     ERROR = "error"  # the cache could not be asked
+    JOINED = "joined"  # the same request was in flight, and its answer was waited for
 
 
 class Span(StrEnum):
