@@ -78,7 +78,7 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, d
     """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
     chunk = min(settings.prefill_chunk, loaded.context_tokens)
     rows, threads = max(settings.max_batch, 1 + MOST_DRAFTS), torch.get_num_threads()
-    sizes = (rows, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
+    sizes = (rows, MOST_DRAFTS, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
     curves = calibrated(
         cache_folder(settings.cache_dir),
         key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),
