@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -101,9 +101,17 @@ class Authenticator:
     worker_id = ""
     """Who takes leases here; set before calls are taken."""
 
-    def __init__(self, keys: Keys | None = None, *, mutual_tls: bool = False, leases: LeaseCheck | None = None) -> None:
-        """`mutual_tls`: connections carry a client certificate that TLS has verified."""
+    def __init__(
+        self,
+        keys: Keys | None = None,
+        *,
+        mutual_tls: bool = False,
+        leases: LeaseCheck | None = None,
+        operators: Collection[str] = (),
+    ) -> None:
+        """`mutual_tls`: connections carry a certificate that TLS has verified; `operators`: see `may_operate`."""
         self._keys, self._mutual_tls, self._leases = keys, mutual_tls, leases
+        self._operators = frozenset(operators)
 
     @classmethod
     def from_config(cls, config: ServiceConfig) -> "Authenticator":
@@ -111,14 +119,22 @@ class Authenticator:
         keys = KeyFile(config.api_keys) if config.api_keys is not None else None
         secret = config.lease_secret if isinstance(config, WorkerConfig) else None
         leases = LeaseCheck(read_secret(secret)) if secret is not None else None
-        return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases)
+        return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases, operators=config.operators)
+
+    def may_operate(self, tenant: str) -> bool:
+        """Whether a tenant may do what concerns others, such as a drain. Where nobody is identified everybody may."""
+        return self._open or tenant in self._operators
+
+    @property
+    def _open(self) -> bool:
+        return self._keys is None and not self._mutual_tls and self._leases is None
 
     def tenant(self, metadata: Iterable[tuple[str, str | bytes]], auth_context: Mapping[str, Iterable[bytes]]) -> str:
         """The caller's tenant. A lease decides before a key, a key before a certificate. Raises `Unauthenticated`.
 
         `auth_context` is gRPC's of the connection. Without keys, mutual TLS and leases every caller is `OPEN_TENANT`.
         """
-        if self._keys is None and not self._mutual_tls and self._leases is None:
+        if self._open:
             return OPEN_TENANT
         if self._leases is not None:
             leases = [value for name, value in metadata if name == HEADER]

@@ -147,6 +147,10 @@ class ServiceConfig(BaseModel):
         unit="FILE",
     )
 
+    operators: CommaList = setting(
+        ("router",), "tenants that may drain a service, and load and unload scenes; without keys and certificates "
+        "everybody may", group="Security", unit="TENANT,...",
+    )  # fmt: skip
     debug_services: Literal["local", "always", "never"] = setting(
         "local", "when reflection and channelz are served; local: on loopback and Unix sockets only",
         group="Security", unit="WHEN",

@@ -27,7 +27,7 @@ from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import Credentials, channel_options, read_credentials
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
+from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
 from headway.lease import read_secret
 from headway.telemetry import (
     UNKNOWN_TENANT,
@@ -50,6 +50,10 @@ tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default=OPEN_TENA
 
 _OURS = "/headway.v1."
 _KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
+_OPERATING = {
+    f"{_OURS}{method}"
+    for method in ("Router/Drain", "Worker/Drain", "SplatRendering/LoadScene", "SplatRendering/UnloadScene")
+}
 _WORK = {"Generate", "Render", "RenderProgressive", "RenderPath"}
 
 
@@ -139,7 +143,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
-            self._enter(tenant)
+            self._enter(tenant, method)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
@@ -163,8 +167,10 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if error is not None:
             await context.abort(error.status, error.message, to_trailers(error))
 
-    def _enter(self, tenant: str) -> None:
+    def _enter(self, tenant: str, method: str) -> None:
         tenant_of_call.set(tenant)
+        if method in _OPERATING and not self._authenticator.may_operate(tenant):
+            raise PermissionDenied(f"{tenant} is not one of the operators of this service, who alone may do this")
         if self.draining:
             raise Draining("the server drains and takes nothing new", retry_after_s=1.0)
         if self.in_flight >= self._max:

@@ -88,6 +88,9 @@ class RouterConfig(UpstreamConfig):
         DEFAULT, f"which worker is asked first: {DEFAULT}, or to compare: {', '.join(NAMES[1:])}",
         group="Mesh", unit="NAME",
     )  # fmt: skip
+    single_flight: bool = setting(
+        True, "identical deterministic requests in flight share one worker's answer", group="Mesh"
+    )
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,

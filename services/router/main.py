@@ -28,6 +28,7 @@ from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
+from services.router.single_flight import Flights
 
 
 async def build(config: RouterConfig, service: Service) -> Served:
@@ -54,6 +55,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, cache_channel, credentials, secret, tasks),
+        flights=Flights(secret, config.cache_max_kib << 10, config.rung_quantile, service.clock),
         prompts=KnownPrompts(prefixes, shared),
         signal=signal,
         quotas=Quotas(limits, service.clock),

@@ -221,3 +221,15 @@ async def test_reflection_and_channelz_are_for_the_local_run(settings: dict[str,
     async with serving(tell_tenant, **settings) as address:
         assert await debug_services(address) == ({"ServerReflection", "Channelz"} if served else set())
         assert await is_ready(GrpcReady(address))
+
+
+async def test_messages_and_metadata_beyond_the_limits_are_refused() -> None:
+    async with serving(tell_tenant, max_message_mib=1, max_metadata_kib=4) as address, open_channel(address) as channel:
+        call = channel.unary_unary("/headway.v1.Router/ListWorkers")
+        assert await call(b"", timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call(b"\x0a\xff\xff\x7f" + bytes(2 << 20), timeout=5)
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call(b"", timeout=5, metadata=(("x-much", "x" * 32_768),))
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
