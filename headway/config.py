@@ -126,7 +126,10 @@ class ServiceConfig(BaseModel):
     max_metadata_kib: int = setting(16, "most metadata a call may bring", group="Serving", unit="KIB", ge=4, le=64)
 
     tls_cert: Annotated[FilePath | None, OrOff] = setting(
-        None, "certificate chain (PEM); turns TLS on, with --tls-key", group="Security", unit="FILE"
+        None,
+        "certificate chain (PEM), read anew when it changes; turns TLS on, with --tls-key",
+        group="Security",
+        unit="FILE",
     )
     tls_key: Annotated[FilePath | None, OrOff] = setting(
         None, "private key (PEM) of --tls-cert", group="Security", unit="FILE"
@@ -139,10 +142,19 @@ class ServiceConfig(BaseModel):
     )
     api_keys: Annotated[FilePath | None, OrOff] = setting(
         None,
-        "YAML of tenant: [sha256 of key, ...]; without it every caller is one tenant",
+        "YAML of tenant: [sha256 of key, ...], read anew when it changes; without it every caller is one tenant",
         group="Security",
         unit="FILE",
     )
+
+    operators: CommaList = setting(
+        ("router",), "tenants that may drain a service, and load and unload scenes; without keys and certificates "
+        "everybody may", group="Security", unit="TENANT,...",
+    )  # fmt: skip
+    debug_services: Literal["local", "always", "never"] = setting(
+        "local", "when reflection and channelz are served; local: on loopback and Unix sockets only",
+        group="Security", unit="WHEN",
+    )  # fmt: skip
 
     metrics_port: Annotated[Port | None, OrOff] = setting(
         0,

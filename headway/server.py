@@ -27,7 +27,7 @@ from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import Credentials, channel_options, read_credentials
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
+from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
 from headway.lease import read_secret
 from headway.telemetry import (
     UNKNOWN_TENANT,
@@ -41,6 +41,7 @@ from headway.telemetry import (
     start,
     watch_loop_lag,
 )
+from headway.tls import CertificateError, ServerCertificates
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default=OPEN_TENA
 
 _OURS = "/headway.v1."
 _KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
+_OPERATING = {
+    f"{_OURS}{method}"
+    for method in ("Router/Drain", "Worker/Drain", "SplatRendering/LoadScene", "SplatRendering/UnloadScene")
+}
 _WORK = {"Generate", "Render", "RenderProgressive", "RenderPath"}
 
 
@@ -138,7 +143,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
-            self._enter(tenant)
+            self._enter(tenant, method)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
@@ -162,8 +167,10 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if error is not None:
             await context.abort(error.status, error.message, to_trailers(error))
 
-    def _enter(self, tenant: str) -> None:
+    def _enter(self, tenant: str, method: str) -> None:
         tenant_of_call.set(tenant)
+        if method in _OPERATING and not self._authenticator.may_operate(tenant):
+            raise PermissionDenied(f"{tenant} is not one of the operators of this service, who alone may do this")
         if self.draining:
             raise Draining("the server drains and takes nothing new", retry_after_s=1.0)
         if self.in_flight >= self._max:
@@ -259,7 +266,7 @@ async def serve(
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
-        health_servicer = _add_standard(server, served.registrations)
+        health_servicer = _add_standard(server, served.registrations, debug=_serves_debug(config))
         for registration in served.registrations:
             registration.add(server)
         await server.start()
@@ -308,25 +315,35 @@ def _server_options(config: ServiceConfig) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
     try:
-        if config.tls_cert is None or config.tls_key is None:
-            return server.add_insecure_port(config.listen)
-        ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
-        pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-        credentials = grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
-        return server.add_secure_port(config.listen, credentials)
-    except RuntimeError as error:
-        raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
+        certificates = ServerCertificates.from_config(config)
     except OSError as error:
         raise StartError(f"tls: cannot read {error.filename}: {error.strerror}") from error
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+    try:
+        if certificates is None:
+            return server.add_insecure_port(config.listen)
+        return server.add_secure_port(config.listen, certificates.credentials())
+    except RuntimeError as error:
+        raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
 
 
-def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]) -> Any:
+def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration], *, debug: bool) -> Any:
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
-    names = [item.name for item in registrations]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if debug:
+        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
+        names = [item.name for item in registrations]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return health_servicer
+
+
+def _serves_debug(config: ServiceConfig) -> bool:
+    """Whether reflection and channelz are served: they tell everybody who connects what is here, and who else does."""
+    if config.debug_services != "local":
+        return config.debug_services == "always"
+    host = config.listen.rpartition(":")[0].strip("[]")
+    return config.listen.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _shown_address(listen: str, port: int) -> str:

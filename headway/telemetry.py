@@ -294,7 +294,8 @@ class Tracing:
 
     @contextmanager
     def span(self, name: Span, parent: Context | None = None, **attributes: AttributeValue) -> Iterator[trace.Span]:
-        """Times the block and makes its span the current one; an exception marks it failed.
+        """Times the block and makes its span the current one; an exception marks it failed, by its kind alone: what it
+        says may quote the request.
 
         `parent` is what `extract` gave; None takes the current span, which other threads do not see.
         `attributes` are members of `Attribute` in lower case.
@@ -304,8 +305,14 @@ class Tracing:
                 yield trace.INVALID_SPAN
             return
         kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
-        with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
-            yield span
+        with self._tracer.start_as_current_span(
+            name, parent, kind, _named(attributes), record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(trace.StatusCode.ERROR, _kind_of_failure(error))
+                raise
 
     def note(self, **attributes: AttributeValue) -> None:
         """Adds attributes to the current span; named as in `span`."""
@@ -329,6 +336,10 @@ class Tracing:
 
     def _epoch_ns(self, monotonic_s: float) -> int:
         return int((monotonic_s + self._epoch_less_monotonic_s) * 1e9)
+
+
+def _kind_of_failure(error: Exception) -> str:
+    return error.reason_name if isinstance(error, HeadwayError) else type(error).__name__
 
 
 def start(service: str, otlp_endpoint: str | None, *, version: str, instance: str) -> Tracing:

@@ -3,13 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from headway.calibration import calibrated
+from headway.calibration import Curves, calibrated
 from headway.engine import Device, Lease
 from services.splat_worker import costs
 from services.splat_worker.card import SceneCard, read_cards
@@ -75,13 +75,13 @@ class Prepared:
 class Loader:
     """Loads scenes, one at a time, on whichever thread calls."""
 
-    def __init__(self, folder: Path, limits: SceneLimits, renderer: Renderer, device: Device, cache: Path) -> None:
-        """`renderer` is the loader's own, of the kind that serves."""
+    def __init__(
+        self, folder: Path, limits: SceneLimits, make_renderer: Callable[[], Renderer], device: Device, cache: Path
+    ) -> None:
+        """`make_renderer` makes those of the kind that serves."""
         self._folder, self._limits, self._cache = folder, limits, cache
-        self._renderer, self._device = renderer, Unhurried(device)
-        # Levels are ordered and judged on the host whatever serves: a ladder is one everywhere, and kept for all.
-        ranks_on = self._device if renderer.device == "cpu" else None
-        self._bench = Bench(Rasterizer(renderer.threads), ranks_on)
+        self._make_renderer, self._device = make_renderer, Unhurried(device)
+        self._renderer = make_renderer()  # places scenes; what draws is made for each load, for its memory ends with it
         self.stopping = threading.Event()
         """Set it to end a load at its next piece of work."""
 
@@ -126,21 +126,29 @@ class Loader:
         if card is not None and card.ladder is not None and card.scene_id == scene.scene_id:
             return RankedScene(scene, card.ladder, card.home)
         home = default_pose(scene, up_of(file.path)) if card is None else card.home
-        return rank(scene, home, self._bench, self._cache, progress)
+        return rank(scene, home, self._bench(), self._cache, progress)
+
+    def _bench(self) -> Bench:
+        """On the host, whatever serves: so a ladder is one everywhere, and kept for all. A GPU is not held for it."""
+        device = self._device if self._renderer.device == "cpu" else None
+        return Bench(Rasterizer(self._renderer.threads), device)
 
     def _costs(self, scene: LoadedScene) -> SceneCosts:
-        labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
-        encodings = ",".join(encoding.value for encoding in Encoding)
-        renderer, home = self._renderer, str(scene.ranked.home)
-        built = (renderer.engine, renderer.build, scene.hash, str(renderer.threads))
-        curves = calibrated(
-            self._cache,
-            key=("splat 2", *built, home, labels, encodings),
-            measure=partial(costs.measure, scene, renderer, self._device),
-            probe=partial(costs.probe, scene, renderer, self._device),
-        )
+        with closing(self._make_renderer()) as renderer:
+            curves = self._calibrated(scene, renderer)
         found = costs.scene_costs(curves)
         for size in found.gang_sizes:
             share = 100 * found.side_by_side(size)
             log.info("scene %s: %d frames side by side take %.0f %% of in turn", scene.name, size, share)
         return found
+
+    def _calibrated(self, scene: LoadedScene, renderer: Renderer) -> Curves:
+        labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
+        encodings = ",".join(encoding.value for encoding in Encoding)
+        built = (renderer.engine, renderer.build, scene.hash, str(renderer.threads))
+        return calibrated(
+            self._cache,
+            key=("splat 2", *built, str(scene.ranked.home), labels, encodings),
+            measure=partial(costs.measure, scene, renderer, self._device),
+            probe=partial(costs.probe, scene, renderer, self._device),
+        )

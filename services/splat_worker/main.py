@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -51,10 +52,9 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     threads = min(config.threads or os.cpu_count() or 1, max_threads())
     device = _device(config, service)
     make = await asyncio.to_thread(renderers, config.device, threads)
-    renderer, loads_renderer = make(), make()
-    for each in (renderer, loads_renderer):
-        service.closing.callback(each.close)
-    scenes = _scenes(config, service, loads_renderer, device)
+    renderer = make()
+    service.closing.callback(renderer.close)
+    scenes = _scenes(config, service, make, device)
     try:
         await scenes.start()
     except LibraryError as error:
@@ -65,7 +65,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
         SplatEngine(renderer, scheduler, service.clock),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", threads),
+        observer=LoopObserver(service, "splat", max(renderer.gang_sizes, default=1)),
         name="splat",
         pulse=_pulse(scenes, renderer),
         policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
@@ -99,12 +99,14 @@ def _device(config: SplatWorkerConfig, service: Service) -> DeviceClient:
     return device
 
 
-def _scenes(config: SplatWorkerConfig, service: Service, renderer: Renderer, device: DeviceClient) -> Scenes:
+def _scenes(
+    config: SplatWorkerConfig, service: Service, make_renderer: Callable[[], Renderer], device: DeviceClient
+) -> Scenes:
     limits, memory_bytes = SceneLimits(config.max_gaussians, config.max_file_mib << 20), config.scene_memory_mb * 10**6
     # A link of its own to the arbiter: on the engine's, a load that waits would hold the engine up. Where there is no
     # arbiter, the engine's link is the lock that keeps frames and loads from being measured on top of each other.
     loads_device = device if config.device_socket is None else _device(config, service)
-    loader = Loader(config.scenes, limits, renderer, loads_device, cache_folder(config.cache_dir))
+    loader = Loader(config.scenes, limits, make_renderer, loads_device, cache_folder(config.cache_dir))
     scenes = Scenes(
         config.scenes, Library(memory_bytes), loader, service.clock, most=config.max_scenes, most_bytes=memory_bytes
     )

@@ -54,6 +54,12 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     remote_api_key: Annotated[str | None, OrOff] = setting(
         None, "the key for that server; best in the environment", group="Model", unit="KEY", max_length=4096, repr=False
     )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "where steps run; auto: on a GPU where there is one that serves the model in these weights",
+        group="Device",
+        unit="NAME",
+    )
     context_tokens: Annotated[int | None, OrOff] = setting(
         None,
         "most tokens of prompt and answer together; off: what the model was trained for, at most 4096",

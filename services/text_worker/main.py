@@ -27,7 +27,7 @@ from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_store
+from services.text_worker.loading import LoadedModel, calibrate, load_model, make_store
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.prefixes import HeldPrefixes, NotedPrompts
 from services.text_worker.publishing import Publisher
@@ -63,9 +63,10 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
     prompts = await _publish(config, service, loaded, store, identity)
     log.info(
-        "%s: %d parameters, context %d, %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
-        loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, store.pages.size_bytes / 2**20,
-        costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms, config.max_batch,
+        "%s: %d parameters, context %d, %s on %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
+        loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, loaded.device,
+        store.pages.size_bytes / 2**20, costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms,
+        config.max_batch,
     )  # fmt: skip
 
     def add(server: grpc.aio.Server) -> None:
@@ -138,9 +139,9 @@ def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
     return Identity(
         worker_id=f"text-{uuid.uuid4().hex[:8]}",
         kind=common_pb2.KIND_TEXT,
-        engine=ENGINE,
-        device="cpu",
-        device_id=config.device_id or f"cpu:{socket.gethostname()}",
+        engine=loaded.device.type,
+        device=str(loaded.device),
+        device_id=config.device_id or f"{loaded.device}:{socket.gethostname()}",
         precision=config.weights,
         threads=torch.get_num_threads(),
         assets=(LoadedAsset(loaded.name, loaded.hash, LADDER),),

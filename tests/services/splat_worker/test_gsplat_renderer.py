@@ -191,7 +191,7 @@ def test_the_kernels_are_held_against_our_own() -> None:
 async def test_a_worker_serves_through_it(calibrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.splat_worker.main.renderers", lambda *_: lambda: GsplatRenderer(CPU, 1))
     monkeypatch.setattr(costs, "SIZES_PX", (16, 32))
-    (tmp_path / "small.ply").write_bytes(scene_files.small(1))
+    (tmp_path / "small.ply").write_bytes(scene_files.ply_bytes(scene_files.gaussians(350, 0, seed=77)))
     async with worker(scenes=tmp_path, cache_dir=calibrations) as channel:
         described = await worker_pb2_grpc.WorkerStub(channel).Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
         assert (described.engine, described.device) == ("gsplat-cpu", "cpu")
