@@ -23,15 +23,18 @@ from tokenizers import Tokenizer, models
 
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
+from headway.engine import Batch
 from headway.engine_loop import EngineLoop
 from headway.planning import Setting
 from headway.quality import read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
-from services.text_worker.costs import TextCosts
+from services.text_worker.backend import Span
+from services.text_worker.costs import TextCosts, costs_of
+from services.text_worker.costs import measure as measure_costs
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import WeightKind
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.drawing import draw
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
@@ -39,8 +42,9 @@ from services.text_worker.kv.pages import Pages, blocks_for
 from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.model.families import load_architecture
 from services.text_worker.sampling import Sampler, Sampling
-from services.text_worker.scheduler import TextScheduler
+from services.text_worker.scheduler import TextBatch, TextScheduler
 from services.text_worker.sequence import LADDER, Delta, Sequence, goals_of
+from services.text_worker.speculation import Mode
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
 
 NO_TEXT = TextTokenizer(Tokenizer(models.BPE()), frozenset(), None, 1)
@@ -75,7 +79,7 @@ class TimedModel:
 
     def __init__(self, model: CpuModel) -> None:
         self._model, self.spent_s, self.passes = model, 0.0, 0
-        self.vocab = model.architecture.vocab
+        self.vocab, self.context = model.architecture.vocab, model.context
 
     def forward(self, spans: Several[Span], pages: Pages) -> torch.Tensor:
         start_s = time.perf_counter()
@@ -86,9 +90,13 @@ class TimedModel:
 
 
 class _Alone:
-    """A device that nobody else wants, and an observer that looks away."""
+    """A device that nobody else wants, and an observer that notes what steps were to take and took."""
 
     wait_s, granted = 0.0, True
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[bool, float, float]] = []
+        """Whether there were drafts in it; predicted ms; actual ms."""
 
     @contextmanager
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator["_Alone"]:
@@ -101,7 +109,10 @@ class _Alone:
     def others(self) -> tuple[tuple[float, float], ...]:
         return ()
 
-    def stepped(self, *_: Any) -> None: ...
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None:
+        assert isinstance(batch, TextBatch)
+        drafts = any(part.drafts for part in batch.parts)
+        self.steps.append((drafts, batch.predicted.mean_ms, actual_ms))
 
     def finished(self, *_: Any) -> None: ...
 
@@ -109,18 +120,26 @@ class _Alone:
 class Engine:
     """The worker's engine loop over one checkpoint. Every request is planned in full and nothing is refused."""
 
-    def __init__(self, folder: Path, kind: WeightKind, *, invariant: bool = False) -> None:
+    def __init__(self, folder: Path, kind: WeightKind, *, invariant: bool = False, speculate: Mode = "off") -> None:
+        """Only where the scheduler chooses by cost, to speculate, are steps' costs measured."""
         architecture = load_architecture(folder)
         self.model = TimedModel(CpuModel.load(folder, architecture, kind, invariant=invariant))
         self.context = architecture.context
         self.store = KvStore(Pages(architecture, blocks_for(architecture, KV_MEMORY_MB, architecture.context)))
-        flat = StepCurve(((1, Cost(1e-3)),))
+        flat, alone = StepCurve(((1, Cost(1e-3)),)), _Alone()
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
-        planning = Setting(now_s=0.0, curve=flat, max_batch=MAX_BATCH)
-        scheduler = TextScheduler(costs, self.store.pool, planning)
-        engine = TextEngine(self.model, self.store, costs, clock=time.monotonic)  # type: ignore[arg-type]
-        alone = _Alone()
+        if speculate != "off":
+            sizes = {"max_batch": MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
+            costs = costs_of(measure_costs(self.model, self.store.pages, device=alone, **sizes), CHUNK_TOKENS)  # type: ignore[arg-type]
+        self.speculate = speculate
+        planning = Setting(now_s=0.0, curve=costs.decode, max_batch=MAX_BATCH)
+        scheduler = TextScheduler(costs, self.store.pool, planning, speculate=speculate)
+        self.drafted, self.accepted, self.observed = 0, 0, alone
+        engine = TextEngine(self.model, self.store, costs, clock=time.monotonic, told=self._told)  # type: ignore[arg-type]
         self.loop = EngineLoop(scheduler, engine, clock=time.monotonic, device=alone, observer=alone, name="bench")
+
+    def _told(self, drafted: int, accepted: int) -> None:
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Engine"]:

@@ -17,7 +17,8 @@ from headway.yaml_file import read_mapping
 OPEN_TENANT = "default"
 """The one tenant of a service without API keys and client certificates."""
 
-_TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+"""What a tenant may be called, all of it."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BEARER = re.compile(r"[Bb]earer ([\x21-\x7e]{1,512})")
 
@@ -62,7 +63,7 @@ def load_keys(path: Path) -> KeyRing:
 
 
 def _digests(tenant: str, listed: object) -> list[str]:
-    if not _TENANT.fullmatch(tenant):
+    if not TENANT_NAME.fullmatch(tenant):
         raise KeyFileError(f"tenant {tenant[:64]!r}: must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
     if not isinstance(listed, list) or not listed:
         raise KeyFileError(f"tenant {tenant}: must have a list of one or more SHA-256 digests")
@@ -167,6 +168,6 @@ def _by_lease(leases: LeaseCheck, given: list[str | bytes], worker_id: str) -> s
 
 def _by_certificate(names: tuple[bytes, ...]) -> str:
     name = names[0].decode("utf-8", "replace") if len(names) == 1 else ""
-    if not _TENANT.fullmatch(name):
+    if not TENANT_NAME.fullmatch(name):
         raise Unauthenticated("the client certificate's common name is not a tenant's name")
     return name

@@ -115,13 +115,16 @@ class LearnedScale:
 
     The factor is common to all steps ahead: a busy neighbour slows every one of them. So its mean follows actual over
     predicted time, and its variance is that of a short average around a long one; what differs from step to step
-    averages out and is in the steps' own variance. A single step counts as at most `MOST` times slower, so that one
-    stall of the machine does not close the worker.
+    averages out and is in the steps' own variance. The variance rises at once and falls slowly: a calm spell says
+    little about the next one. A single step counts as at most `MOST` times slower, so that one stall of the machine
+    does not close the worker.
     """
 
     MOST = 8.0
     SHORT, LONG = 0.1, 0.02
     """Weights of the newest step in the two averages."""
+    RISE, FALL = 0.1, 0.005
+    """Weights of the newest step in the variance, where it is more than that and where it is less."""
 
     def __init__(self) -> None:
         self._short = self._long = 1.0
@@ -134,7 +137,8 @@ class LearnedScale:
         ratio = min(actual_ms / predicted_ms, self.MOST)
         self._short += self.SHORT * (ratio - self._short)
         self._long += self.LONG * (ratio - self._long)
-        self._var += self.LONG * ((self._short - self._long) ** 2 - self._var)
+        apart = (self._short - self._long) ** 2 - self._var
+        self._var += (self.RISE if apart > 0 else self.FALL) * apart
 
     def settle(self, ratio: float) -> None:
         """Takes over what a worker at rest has measured: see `headway.engine.Pulse`. Mutates the scale."""
@@ -145,6 +149,30 @@ class LearnedScale:
     def value(self) -> Cost:
         """The factor's mean and variance."""
         return Cost(self._short, self._var)
+
+
+class LearnedStall:
+    """Learns online how much longer single steps take than they should at most: the longest lately, soon forgotten.
+
+    A normal distribution knows nothing of a step in a thousand that the machine holds up for many times its length.
+    What is admitted behind others keeps that much time free, which moves answers forward and costs no throughput.
+    """
+
+    MOST_MS = 100.0
+    HALF_LIFE_STEPS = 500
+
+    def __init__(self) -> None:
+        self._longest_ms = 0.0
+
+    def observe(self, *, most_ms: float, actual_ms: float) -> None:
+        """Takes in one step, and what it was to take at most at the host's present speed. Mutates the estimate."""
+        self._longest_ms *= 0.5 ** (1 / self.HALF_LIFE_STEPS)
+        self._longest_ms = max(self._longest_ms, min(actual_ms - most_ms, self.MOST_MS))
+
+    @property
+    def value_ms(self) -> float:
+        """Time to keep free."""
+        return self._longest_ms
 
 
 ONE = Cost(1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from headway.cost import Cost, Foreign
@@ -30,6 +30,23 @@ class Batch(Generic[W]):
     items: int
     """Sequences, images, or 1 for a frame."""
     predicted: Cost
+
+    def after(self, job: Job) -> Job | None:
+        """What is left of a job in this step when it is done; None: nothing.
+
+        As calibrated, and rather too much than too little. Pure.
+        """
+        return one_step_less(job)
+
+
+def one_step_less(job: Job) -> Job | None:
+    """A job without the options that one step ends; None when it ends all of them."""
+    options = tuple(
+        replace(option, load=replace(option.load, steps_left=option.load.steps_left - 1))
+        for option in job.options
+        if option.load.steps_left > 1
+    )
+    return replace(job, options=options) if options else None
 
 
 class Scheduler(Protocol[W]):

@@ -11,9 +11,7 @@ import logging
 import math
 import os
 import signal
-import statistics
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -23,8 +21,10 @@ from headway.cost import Cost, LearnedScale, ahead_ms
 from headway.deadline import Clock
 from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
+from headway.host_speed import HostSpeed
 from headway.planning import Choice, Job, QueuePlan, Setting
 from headway.policy import Planned, Policy
+from headway.running_step import RunningStep, begin
 from headway.ticket import Event, Finished, Ticket
 from headway.v1 import common_pb2
 
@@ -37,7 +37,6 @@ _IDLE_WAIT_S = 0.05
 _DECLARE_EVERY_S = 0.02
 _FIRST_PULSE_S, _LAST_PULSE_S = 0.25, 30.0
 """Pauses between two pulses of a worker at rest: from the first, doubled while it is steady, up to the last."""
-_STEADY = 1.5
 _PULSE_PATIENCE_S = 60.0
 
 
@@ -61,15 +60,15 @@ class EngineLoop(Generic[W]):
         self._scheduler, self._engine = scheduler, engine
         self._clock, self._device, self._observer = clock, device, observer
         self._works: dict[int, W] = {}
-        self._scale = LearnedScale()
+        self._host = HostSpeed()
         self._stretch = LearnedScale()
         """How much longer answers take than was predicted from what was admitted: for work that comes later and is more
         urgent. Part of what callers are told, and not of admission, because urgency protects their deadlines."""
         self._changed = threading.Condition()
         self._declared_s = -math.inf
         self._step_ended_s: float | None = None  # None when the engine was idle since
+        self._running: RunningStep | None = None
         self._pulse, self._pulse_pause_s = pulse, _FIRST_PULSE_S
-        self._pulses: deque[float] = deque(maxlen=3)
         self._pulsed_s = -math.inf
         self._doubted = False
         """Something was refused while nothing was admitted: is the host still as slow?"""
@@ -155,18 +154,25 @@ class EngineLoop(Generic[W]):
         self._tell_watchers()
 
     def _asked(self, work: W, ask: Callable[..., A]) -> tuple[A, Setting]:
-        """What `ask` (a policy's `check` or `admit`) says to the work, beside the jobs as they were planned last."""
+        """What `ask` (a policy's `check` or `admit`) says to the work, beside what is planned, behind what runs."""
         ticket, now_s = work.ticket, self._clock()
         if self._stopping or (self._draining and not ticket.follows):
             raise _draining()
         ticket.budget.check(now_s)
-        setting = self._scheduler.setting(now_s, self._device.others(), self._scale.value)
-        job = self._scheduler.job(work, now_s)
+        planned, job, running = self._planned_jobs(), self._scheduler.job(work, now_s), self._running
+        setting = self._setting(now_s, others=len(planned))
+        if running is not None:
+            planned, setting = running.jobs(planned), replace(setting, busy_ms=running.busy_ms(now_s))
         try:
-            return ask(self._planned_jobs(), job, setting, reserve_ms=ticket.budget.reserve_s * 1000), setting
+            return ask(planned, job, setting, reserve_ms=ticket.budget.reserve_s * 1000), setting
         except Refused:
             self._doubt(now_s)
             raise
+
+    def _setting(self, now_s: float, *, others: int) -> Setting:
+        """What is planned with; alone on the worker, a caller may cut its deadline as fine as it likes."""
+        setting = self._scheduler.setting(now_s, self._device.others(), self._host.scale)
+        return replace(setting, stall_ms=self._host.stall_ms) if others else setting
 
     def _doubt(self, now_s: float) -> None:
         """After a refusal with nothing admitted: is the host still as slow as it was?"""
@@ -272,11 +278,7 @@ class EngineLoop(Generic[W]):
             self._pulse.run()
             ratio = (self._clock() - start_s) * 1000 / self._pulse.predicted.mean_ms
         with self._changed:
-            self._pulses.append(ratio)
-            ratio = statistics.median(self._pulses)
-            steady = 1 / _STEADY < ratio / self._scale.value.mean_ms < _STEADY
-            if not steady:  # else real steps, of the sizes that are asked for, know better
-                self._scale.settle(ratio)
+            steady = self._host.pulsed(ratio)
             self._pulse_pause_s = min(_LAST_PULSE_S, self._pulse_pause_s * 2) if steady else _FIRST_PULSE_S
             self._doubted, self._pulsed_s = False, self._clock()
         self._send(())  # those who watch are told what steps cost now
@@ -285,10 +287,11 @@ class EngineLoop(Generic[W]):
         """Plans anew; returns what to send, the next step, and the latest time at which it may begin."""
         now_s = self._clock()
         events = self._drop_gone(now_s)
-        scale = self._scale.value
-        setting = self._scheduler.setting(now_s, self._device.others(), scale)
-        plan = self.policy.plan(self._jobs(now_s), setting)
+        jobs, scale = self._jobs(now_s), self._host.scale
+        setting = self._setting(now_s, others=len(jobs) - 1)
+        plan = self.policy.plan(jobs, setting)
         self._follow(plan)
+        self._running = None
         if now_s - self._declared_s >= _DECLARE_EVERY_S:
             self._declare(plan, setting)
         works = [self._works[key] for key in self.policy.ready(plan, setting)]
@@ -314,21 +317,23 @@ class EngineLoop(Generic[W]):
         try:
             with self._device.lease(due_s=due_s, label=batch.stage, keep=True) as lease:
                 start_s = self._clock()
+                self._running = begin(batch, start_s, self._host.scale.mean_ms)
                 for work in batch.works:
                     work.ticket.started_s = work.ticket.started_s or start_s
                 result = self._engine.run(batch)
-                end_s = self._clock()
+                end_s = self._running.end_s = self._clock()
         except Exception as error:  # one bad batch must not end the worker
             log.exception("a %s step failed", batch.stage)
             failure = Failed(f"the engine failed in {batch.stage}: {type(error).__name__}")
             with self._changed:
                 failed: list[tuple[Ticket, Event]] = [(work.ticket, failure) for work in batch.works]
+                self._running = None
                 self._take_out(failed)
             self._send(failed)
             return
         with self._changed:
             events = self._engine.apply(batch, result, end_s)
-            self._scale.observe(predicted_ms=batch.predicted.mean_ms, actual_ms=(end_s - start_s + between_s) * 1000)
+            self._host.stepped(batch.predicted, (end_s - start_s + between_s) * 1000)
             self._take_out(events)
             self._step_ended_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)
@@ -381,7 +386,7 @@ class EngineLoop(Generic[W]):
         """What is admitted and what steps cost now."""
         with self._changed:
             now_s = self._clock()
-            setting = self._scheduler.setting(now_s, (), self._scale.value)
+            setting = self._scheduler.setting(now_s, (), self._host.scale)
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
             return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)

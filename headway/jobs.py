@@ -40,6 +40,10 @@ class Setting:
     scale: Cost = ONE
     """How much slower or faster the host is now; common to all that is ahead."""
     foreign: Foreign = ()
+    busy_ms: float = 0.0
+    """What is left of a step that runs now and that nothing stops: all that is planned begins behind it."""
+    stall_ms: float = 0.0
+    """Kept free before deadlines, at admission and while it can be: see `headway.cost.LearnedStall`."""
     rung_quantile: float = 0.9
     admission_quantile: float = 0.999
     overhead_ms: float = 0.0

@@ -5,6 +5,7 @@ is judged at `admission_quantile` as admission is. Who gives way: low is lowered
 lowered, normal is refused, high is refused. What was admitted stays admitted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,13 +13,16 @@ from headway.cost import Cost, Load, ahead_ms, predict_finish
 from headway.errors import BudgetTooSmall, Shed
 from headway.jobs import Choice, Job, Option, QueuePlan, Setting
 from headway.queue_model import QueueModel
-from headway.rung_search import best_levels
+from headway.rung_search import HOPELESS, best_levels
 from headway.v1 import common_pb2
 
 __all__ = [
     "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check", "check_budget", "late_ms",
     "plan_queue", "predict", "reason_of", "shed",
 ]  # fmt: skip
+
+
+_ROUNDING_MS = 1e-6
 
 
 def plan_queue(jobs: Sequence[Job], setting: Setting) -> QueuePlan:
@@ -88,9 +92,11 @@ def predict(loads: Sequence[Load], setting: Setting) -> list[Cost]:
 
 
 def at_present(own: Cost, due_s: float, setting: Setting) -> Cost:
-    """Calibrated work of this worker's own at the host's present speed, behind foreign work that is due earlier."""
-    scaled = own.scaled(setting.scale)
-    return scaled + Cost(ahead_ms(due_s, setting.foreign)) if setting.foreign else scaled
+    """Calibrated work of this worker's own at the host's present speed, behind all that goes before it.
+
+    That is the step that runs now, and foreign work that is due earlier.
+    """
+    return own.scaled(setting.scale) + Cost(setting.busy_ms + ahead_ms(due_s, setting.foreign))
 
 
 def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
@@ -101,11 +107,12 @@ def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -
 
 def late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> float:
     """How long after the limit an answer comes with this probability at most; negative when before it."""
-    return finish.quantile_ms(quantile) + setting.overhead_ms - (limit_s - setting.now_s) * 1000
+    kept_ms = setting.overhead_ms + setting.stall_ms
+    return finish.quantile_ms(quantile) + kept_ms - (limit_s - setting.now_s) * 1000
 
 
 def _idle_ms(job: Job, setting: Setting) -> float:
-    (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=()))
+    (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=(), busy_ms=0.0))
     return cheapest.quantile_ms(setting.admission_quantile) + setting.overhead_ms
 
 
@@ -114,18 +121,28 @@ def _broken_by(admitted: Sequence[Job], job: Job, together: QueueModel) -> str |
     late = dict(zip((one.key for one in together.order), together.admission_lateness_ms(), strict=True))
     if late[job.key] > 0:
         return f"it would be {late[job.key]:.0f} ms late behind {len(admitted)} admitted requests"
-    after = {key for key, late_ms in late.items() if late_ms > 0}
     foreign_after = _late_foreign(together)
-    if not after and not foreign_after:
+    if max(late.values()) <= 0 and not foreign_after:
         return None
     before = QueueModel(admitted, together.setting)
-    late_before = zip(before.order, before.admission_lateness_ms(), strict=True)
-    broken = len(after - {one.key for one, late_ms in late_before if late_ms > 0})
+    broken = sum(late[key] > most_ms for key, most_ms in _most_late_ms(before).items())
     if broken:
         return f"it would make {broken} admitted requests late"
     if foreign_after > _late_foreign(before):
         return "it would make admitted work of another worker on the device late"
     return None
+
+
+def _most_late_ms(model: QueueModel) -> dict[int, float]:
+    """How late each admitted job may be made: not at all, or no later than it is, unless it is lost already."""
+    late = model.admission_lateness_ms()
+    if max(late, default=0.0) <= 0:
+        return {job.key: 0.0 for job in model.order}
+    surely = model.due_lateness_ms(model.bottom, min(HOPELESS, 1 - model.setting.admission_quantile))
+    return {
+        job.key: math.inf if surely_ms > 0 else max(0.0, late_ms) + _ROUNDING_MS
+        for job, late_ms, surely_ms in zip(model.order, late, surely, strict=True)
+    }
 
 
 def _late_foreign(model: QueueModel) -> int:
@@ -143,7 +160,7 @@ def _late_foreign(model: QueueModel) -> int:
         while place < len(means) and model.order[place].due_s <= due_s:
             own_ms = max(own_ms, means[place])
             place += 1
-        late += own_ms * setting.scale.mean_ms + foreign_ms > (due_s - setting.now_s) * 1000
+        late += setting.busy_ms + own_ms * setting.scale.mean_ms + foreign_ms > (due_s - setting.now_s) * 1000
     return late
 
 
@@ -160,7 +177,8 @@ def shed(admitted: Sequence[Job], job: Job, setting: Setting, why: str) -> Shed:
     """A refusal that says when the queue will have drained far enough for the same request to fit."""
     model = QueueModel(admitted, setting)
     foreign_ms = sum(work_ms for _, work_ms in setting.foreign)
-    drain_ms = max(model.finish(model.bottom)[0], default=0.0) * setting.scale.mean_ms + foreign_ms
+    queued_ms = max(model.finish(model.bottom)[0], default=0.0) * setting.scale.mean_ms
+    drain_ms = setting.busy_ms + queued_ms + foreign_ms
     alone_ms = _idle_ms(job, setting)
     spare_ms = (job.due_s - setting.now_s) * 1000 - alone_ms
     return Shed(f"refused under load: {why}", retry_after_s=max(alone_ms, drain_ms - spare_ms) / 1000)

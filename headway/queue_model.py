@@ -21,9 +21,10 @@ class QueueModel:
         self.order = sorted(jobs, key=_due_s)
         self.setting = setting
         self.bottom = [len(job.options) - 1 for job in self.order]
-        self.foreign_ms = self._foreign_ms()
+        self.ahead_ms = [setting.busy_ms + foreign_ms for foreign_ms in self._foreign_ms()]
+        """What passes for each job beside this worker's queue: the step that runs now, and foreign work due earlier."""
         now_s, overhead_ms = setting.now_s, setting.overhead_ms
-        fixed_ms = [ahead_ms + overhead_ms for ahead_ms in self.foreign_ms]
+        fixed_ms = [ahead_ms + overhead_ms for ahead_ms in self.ahead_ms]
         self.by_due = [
             ahead_ms - (job.due_s - now_s) * 1000 for job, ahead_ms in zip(self.order, fixed_ms, strict=True)
         ]
@@ -50,12 +51,12 @@ class QueueModel:
         return play(loads, self.setting.curve, self.setting.max_batch)
 
     def costs(self, levels: Sequence[int]) -> list[Cost]:
-        """The same at the host's present speed, behind foreign work that is due earlier."""
+        """The same at the host's present speed, behind the step that runs now and foreign work that is due earlier."""
         own, scale = self.finish(levels), self.setting.scale
         factor, second = scale.mean_ms, scale.var_ms2 + scale.mean_ms**2
         return [
             Cost(mean * factor + ahead_ms, var * second + mean * mean * scale.var_ms2)
-            for mean, var, ahead_ms in zip(*own, self.foreign_ms, strict=True)
+            for mean, var, ahead_ms in zip(*own, self.ahead_ms, strict=True)
         ]
 
     def lateness_ms(self, levels: Sequence[int], limits: Sequence[float]) -> list[float]:
@@ -65,7 +66,7 @@ class QueueModel:
         saves: that is its credit.
         """
         means, variances = self.finish(levels)
-        setting, by_due = self.setting, self.by_due
+        setting, by_due, stall_ms = self.setting, self.by_due, self.setting.stall_ms
         factor, own, common = _factors(setting)
         z_rung, z_admission, sqrt = z_of(setting.rung_quantile), z_of(setting.admission_quantile), math.sqrt
         late = []
@@ -73,7 +74,7 @@ class QueueModel:
             spread = sqrt(var * own + mean * mean * common)
             mean *= factor
             as_rung = mean + z_rung * spread + limits[index]
-            as_admitted = mean + z_admission * spread + by_due[index]
+            as_admitted = mean + z_admission * spread + stall_ms + by_due[index]
             if as_admitted > 0 and as_admitted > as_rung:
                 as_admitted -= self._credit_ms(index, levels[index])
             late.append(as_rung if as_rung > as_admitted else as_admitted)
@@ -81,15 +82,15 @@ class QueueModel:
 
     def admission_lateness_ms(self) -> list[float]:
         """How late each job would be at the admission quantile, with every job at its lowest rung."""
-        return self.due_lateness_ms(self.bottom, self.setting.admission_quantile)
+        return self.due_lateness_ms(self.bottom, self.setting.admission_quantile, self.setting.stall_ms)
 
-    def due_lateness_ms(self, levels: Sequence[int], quantile: float) -> list[float]:
-        """How late each job would be for its deadline with this probability at most."""
+    def due_lateness_ms(self, levels: Sequence[int], quantile: float, kept_ms: float = 0.0) -> list[float]:
+        """How late each job would be for its deadline, less `kept_ms`, with this probability at most."""
         means, variances = self.finish(levels)
         factor, own, common = _factors(self.setting)
         z = z_of(quantile)
         return [
-            mean * factor + z * math.sqrt(var * own + mean * mean * common) + limit
+            mean * factor + z * math.sqrt(var * own + mean * mean * common) + kept_ms + limit
             for mean, var, limit in zip(means, variances, self.by_due, strict=True)
         ]
 

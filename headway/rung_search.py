@@ -27,7 +27,7 @@ _CLOSER = 256
 """Jobs that may be played to look closer, one change at a time: so many queues of one job, half as many of two."""
 _EQUALS = 3
 """So many jobs are tried, one at a time, to give way for one of the same priority that has more to gain."""
-_HOPELESS = 0.01
+HOPELESS = 0.01
 """A job that would be late with all but this chance, whatever gives way for it, is waited for no more."""
 _STEPS_OF_EQUALS = 32
 """Lowerings whose quality lost a ms differs by less than a factor of two to the power of 1/32 count as equal."""
@@ -83,7 +83,7 @@ def times_of(model: QueueModel) -> Times:
         for late_ms, target, due in zip(by_target, model.by_target, model.by_due, strict=True)
     ]
     lost = [place for place, late_ms in enumerate(by_due) if late_ms > 0]
-    surely = model.due_lateness_ms(bottom, min(_HOPELESS, 1 - quantile)) if lost else []
+    surely = model.due_lateness_ms(bottom, min(HOPELESS, 1 - quantile)) if lost else []
     ignored = frozenset(place for place in lost if surely[place] > 0)
     forced = max((place + 1 for place in lost if place not in ignored), default=0)
     return Times(limits, forced, ignored | frozenset(lost))

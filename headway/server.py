@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,10 +24,11 @@ from grpc_reflection.v1alpha import reflection
 
 from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
-from headway.channels import channel_options
-from headway.config import ServiceConfig
+from headway.channels import Credentials, channel_options, read_credentials
+from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
+from headway.lease import read_secret
 from headway.telemetry import (
     UNKNOWN_TENANT,
     Metrics,
@@ -209,6 +211,24 @@ def console_script(module: str, *, program: str, extra: str) -> None:
 
 class StartError(Exception):
     """The service cannot start; the message names the setting and what is wrong."""
+
+
+def upstream_credentials(config: UpstreamConfig) -> Credentials:
+    """How a service shows itself to those that it calls. Raises `StartError`."""
+    try:
+        return read_credentials(
+            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
+        )
+    except OSError as error:
+        raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
+
+
+def mesh_secret(path: Path | None) -> bytes | None:
+    """The secret that routers and workers share; None for a mesh without. Raises `StartError`."""
+    try:
+        return None if path is None else read_secret(path)
+    except (OSError, ValueError) as error:
+        raise StartError(f"lease_secret: {error}") from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -77,6 +77,7 @@ class CacheResult(StrEnum):
     MISS = "miss"
     WORSE = "worse"  # an entry was there, of a lower rung than would be planned now
     ERROR = "error"  # the cache could not be asked
+    JOINED = "joined"  # the same request was in flight, and its answer was waited for
 
 
 class Span(StrEnum):
@@ -194,12 +195,15 @@ class Metrics:
         self.queued = self._gauge("engine_queued_requests", "Admitted requests that wait for a step.", "kind")
         self.lease_wait = self._histogram("device_lease_wait_seconds", "Wait for a device lease.", _WAITS_S, "kind")
         self.unleased = self._counter("device_unleased_steps", "Steps run because no arbiter answered.", "kind")
+        self.drafts = self._counter("draft_tokens", "Tokens run on trial, ahead of those drawn.", "result")
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran.", _LAGS_S)
         self.loop_lag_p99 = self._gauge("event_loop_lag_p99_seconds", "99th percentile of the recent lag.")
 
     def _mesh_metrics(self) -> None:
         self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
         self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
+        self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
+        self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
         self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:

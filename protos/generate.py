@@ -72,7 +72,8 @@ def message_elements(
         if not oneof.name.startswith("_"):  # the hidden oneof of an optional field
             yield (*path, 8, index), f"{name}.{oneof.name}"
     for index, nested in enumerate(message.nested_type):
-        yield from message_elements((*path, 3, index), nested, f"{name}.{nested.name}")
+        if not nested.options.map_entry:  # the hidden message of a map field
+            yield from message_elements((*path, 3, index), nested, f"{name}.{nested.name}")
     for index, enum in enumerate(message.enum_type):
         yield from enum_elements((*path, 4, index), enum, f"{name}.{enum.name}")
 

@@ -15,6 +15,7 @@ _HEALTH = {
     router_pb2.WORKER_HEALTH_HEALTHY: ("healthy", "green"),
     router_pb2.WORKER_HEALTH_DRAINING: ("draining", "yellow"),
     router_pb2.WORKER_HEALTH_LOST: ("lost", "red"),
+    router_pb2.WORKER_HEALTH_EJECTED: ("ejected", "red"),
 }
 
 EXIT_BAD_INPUT = 2

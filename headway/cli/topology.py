@@ -97,7 +97,7 @@ def parts_of(settings: MeshSettings, environment: Mapping[str, str] = os.environ
         *parts,
         _arbiter(settings, inner),
         _service("prefix-cache", settings, inner, "--redis", redis_url),
-        _worker("text-worker", settings, inner, "--model", settings.models / "text"),
+        _worker("text-worker", settings, inner, "--model", settings.models / "text", _cache_flags(settings)),
         _worker("dit-worker", settings, inner, "--model", settings.models / "dit-digits"),
         _worker("splat-worker", settings, inner, "--scenes", settings.models / "scenes"),
         _router(settings, {**environment, **_MALLOC}),
@@ -116,8 +116,15 @@ def _arbiter(settings: MeshSettings, env: Mapping[str, str]) -> Part:
     return Part("device-arbiter", command, AcceptReady(f"unix:{socket}"), env)
 
 
-def _worker(name: str, settings: MeshSettings, env: Mapping[str, str], flag: str, assets: Path) -> Part:
-    return _service(name, settings, env, flag, str(assets), "--device-socket", str(settings.sockets / "device.sock"))
+def _cache_flags(settings: MeshSettings) -> tuple[str, ...]:
+    return ("--prefix-cache", _address(settings, "prefix-cache"))
+
+
+def _worker(
+    name: str, settings: MeshSettings, env: Mapping[str, str], flag: str, assets: Path, more: tuple[str, ...] = ()
+) -> Part:
+    device = ("--device-socket", str(settings.sockets / "device.sock"))
+    return _service(name, settings, env, flag, str(assets), *device, *more)
 
 
 def _service(name: str, settings: MeshSettings, env: Mapping[str, str], *flags: str) -> Part:
@@ -127,7 +134,7 @@ def _service(name: str, settings: MeshSettings, env: Mapping[str, str], *flags: 
 
 def _router(settings: MeshSettings, env: Mapping[str, str]) -> Part:
     workers = ",".join(f"{kind}={_address(settings, f'{kind}-worker')}" for kind in ("text", "splat", "dit"))
-    flags = ("--workers", workers, "--prefix-cache", _address(settings, "prefix-cache"))
+    flags = ("--workers", workers, *_cache_flags(settings))
     command = (*_module("router"), "--listen", settings.listen, "--metrics-port", "0", *flags)
     address = reachable(settings.listen)
     # With TLS its certificate is for others to check; that it accepts is enough for us.

@@ -17,10 +17,12 @@ class WorkerHealth(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_HEALTH_HEALTHY: _ClassVar[WorkerHealth]
     WORKER_HEALTH_DRAINING: _ClassVar[WorkerHealth]
     WORKER_HEALTH_LOST: _ClassVar[WorkerHealth]
+    WORKER_HEALTH_EJECTED: _ClassVar[WorkerHealth]
 WORKER_HEALTH_UNSPECIFIED: WorkerHealth
 WORKER_HEALTH_HEALTHY: WorkerHealth
 WORKER_HEALTH_DRAINING: WorkerHealth
 WORKER_HEALTH_LOST: WorkerHealth
+WORKER_HEALTH_EJECTED: WorkerHealth
 
 class PickRequest(_message.Message):
     __slots__ = ("kind", "asset", "service_level", "items", "steps", "prompt_tokens", "pixels")

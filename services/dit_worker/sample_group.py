@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headway.engine import Batch
+from headway.engine import Batch, one_step_less
 from headway.planning import Choice, Job
 from headway.ticket import Ticket
 from services.dit_worker.encode import Format
@@ -53,6 +53,11 @@ class Jump(Batch[SampleGroup]):
 
     choices: tuple[Choice, ...]
     ends: tuple[float, ...]
+
+    def after(self, job: Job) -> Job | None:
+        """See `headway.engine.Batch`: a group that jumps to the end is done, whatever other rungs it had."""
+        ends = dict(zip((work.ticket.key for work in self.works), self.ends, strict=True))
+        return None if ends[job.key] == 0.0 else one_step_less(job)
 
 
 @dataclass(frozen=True, slots=True)

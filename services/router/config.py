@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
+from pydantic import AfterValidator, BeforeValidator, FilePath
 
-from headway.config import Address, OrOff, ServiceConfig, check_address, setting
+from headway.config import Address, OrOff, Target, UpstreamConfig, check_target, setting
 from headway.prefix import MIN_SECRET_BYTES
 from headway.v1 import common_pb2
+from services.router.policies import DEFAULT, NAMES, read_policy
 
 KINDS: dict[str, common_pb2.Kind] = {
     "text": common_pb2.KIND_TEXT,
@@ -48,22 +49,17 @@ def _worker(part: str) -> WorkerAddress:
     return WorkerAddress(KINDS[kind], check_target(address))
 
 
-def check_target(address: str) -> str:
-    """An address to connect to: as one to listen on, but port 0 cannot be called. Raises ValueError."""
-    try:
-        check_address(address)
-    except ValueError as error:
-        raise ValueError(f"{address!r}: {error}") from None
-    if not address.startswith("unix:") and int(address.rpartition(":")[2]) == 0:
-        raise ValueError(f"{address!r}: port 0 cannot be called")
-    return address
+def check_placement(name: str) -> str:
+    """A placement policy's name. Raises ValueError."""
+    read_policy(name)
+    return name
 
 
 Workers = Annotated[tuple[Any, ...], BeforeValidator(read_workers)]
-Target = Annotated[str, AfterValidator(check_target)]
+PlacementName = Annotated[str, AfterValidator(check_placement)]
 
 
-class RouterConfig(ServiceConfig):
+class RouterConfig(UpstreamConfig):
     """Takes every kind of work and passes each request to the worker that will serve it best in time."""
 
     listen: Address = setting(
@@ -75,7 +71,10 @@ class RouterConfig(ServiceConfig):
         "is a worker", group="Mesh", unit="KIND=ADDRESS,...",
     )  # fmt: skip
     prefix_cache: Annotated[Target | None, OrOff] = setting(
-        None, "the prefix cache, for results; off: nothing is cached", group="Mesh", unit="HOST:PORT"
+        None,
+        "the prefix cache, for results and for who has which prompts cached",
+        group="Mesh",
+        unit="HOST:PORT",
     )
     resolve_interval_s: float = setting(
         3.0, "how often names of workers are resolved again",
@@ -85,6 +84,13 @@ class RouterConfig(ServiceConfig):
         0.9, "placement expects the rung that comes in time in this share of cases",
         group="Mesh", unit="SHARE", gt=0, lt=1,
     )  # fmt: skip
+    placement: PlacementName = setting(
+        DEFAULT, f"which worker is asked first: {DEFAULT}, or to compare: {', '.join(NAMES[1:])}",
+        group="Mesh", unit="NAME",
+    )  # fmt: skip
+    single_flight: bool = setting(
+        True, "identical deterministic requests in flight share one worker's answer", group="Mesh"
+    )
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,
@@ -108,28 +114,11 @@ class RouterConfig(ServiceConfig):
         group="Result cache", unit="FILE",
     )  # fmt: skip
 
+    quotas: Annotated[FilePath | None, OrOff] = setting(
+        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight}, '*' for all others; without it nobody is "
+        "limited. Each router counts for itself", group="Security", unit="FILE",
+    )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
         "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
     )  # fmt: skip
-    upstream_ca: Annotated[FilePath | None, OrOff] = setting(
-        None, "authority (PEM) of the workers' and the cache's certificates; turns TLS to them on",
-        group="Security", unit="FILE",
-    )  # fmt: skip
-    upstream_cert: Annotated[FilePath | None, OrOff] = setting(
-        None, "certificate (PEM) to show them: mutual TLS", group="Security", unit="FILE"
-    )
-    upstream_key: Annotated[FilePath | None, OrOff] = setting(
-        None, "private key (PEM) of --upstream-cert", group="Security", unit="FILE"
-    )
-    upstream_api_key: Annotated[FilePath | None, OrOff] = setting(
-        None, "file with the API key to show them", group="Security", unit="FILE"
-    )
-
-    @model_validator(mode="after")
-    def _upstream_is_whole(self) -> Self:
-        if (self.upstream_cert is None) != (self.upstream_key is None):
-            raise ValueError("upstream_cert and upstream_key are set together or not at all")
-        if self.upstream_cert is not None and self.upstream_ca is None:
-            raise ValueError("upstream_cert needs upstream_ca")
-        return self

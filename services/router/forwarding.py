@@ -153,9 +153,11 @@ class Forwarder:
                         yield message
                     elif (rest := _rest(outgoing, message, attempt)) is not None:
                         yield rest
+                member.answered(sent)
                 outgoing.trailers(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 told = _told(error, worker_id, begun=sent.admitted_s is not None)
+                member.failed(sent, told.error if isinstance(told, _NotBegun) else told)
                 raise _with_the_hop(told, outgoing.budget, sent.sent_s) from error
             except asyncio.CancelledError:
                 if not sent.gave_up:
@@ -203,7 +205,7 @@ async def _received(call: Any, method: Method) -> AsyncIterator[bytes]:
         yield message
 
 
-def _told(error: grpc.aio.AioRpcError, worker_id: str, *, begun: bool) -> Exception:
+def _told(error: grpc.aio.AioRpcError, worker_id: str, *, begun: bool) -> HeadwayError | _NotBegun:
     """What a worker's error means here: its own typed errors stay as they are; a broken connection is a lost worker."""
     remote = from_rpc_error(error)
     typed = any(key == DETAILS_KEY for key, _ in remote.trailers)

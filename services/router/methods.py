@@ -9,6 +9,8 @@ from google.protobuf.message import DecodeError, Message
 from headway.continuing import Again, Continuation, Frames, Images, Refining, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
+from headway.prefix import TOKEN_BYTES
+from headway.prompts import MOST_PROMPT_BYTES, canonical_prompt
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
 from services.router.placement import FRAME_PIXELS, Ask
 
@@ -39,6 +41,11 @@ class Method:
         """As gRPC names it."""
         return f"/headway.v1.{self.service}/{self.name}"
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether the worker plans steps for it."""
+        return self.plan is not _no_part
+
     def read_request(self, raw: bytes) -> Any:
         """The parsed request. Raises `BadInput`."""
         try:
@@ -53,6 +60,8 @@ def _text_ask(request: text_pb2.GenerateRequest, budget: Budget) -> Ask:
     return _ask(
         common_pb2.KIND_TEXT, "model", request.model, request.service_level, budget,
         tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed,
+        prompt=canonical_prompt(request, MOST_PROMPT_BYTES),
+        bytes_per_token=TOKEN_BYTES if request.WhichOneof("prompt") == "tokens" else _BYTES_PER_TOKEN,
     )  # fmt: skip
 
 
@@ -84,7 +93,7 @@ def _path_ask(request: splat_pb2.RenderPathRequest, budget: Budget) -> Ask:
 
 
 def _ask(
-    kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: int
+    kind: common_pb2.Kind, field: str, asset: str, level: common_pb2.ServiceLevel, budget: Budget, **sizes: Any
 ) -> Ask:
     return Ask(kind, field, asset, level, budget.arrival_s, budget.due_s, **sizes)
 

@@ -1,7 +1,8 @@
-"""Which worker to ask first. Pure: no clock, no I/O, no randomness.
+"""What is expected of a worker, and which expectation is best. Pure: no clock, no I/O, no randomness.
 
 The router predicts with the workers' own `predict_finish`: what they reported, what was sent to them since, and what
-others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise.
+others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise. Which workers
+are looked at at all, `policies` says.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from headway.cost import ZERO, Cost, Foreign, Load, predict_finish
-from headway.errors import NoSuchRung, NotFound
+from headway.errors import NoSuchRung
 from headway.quality import Rung, Wish, read_wish
 from headway.v1 import common_pb2
 from services.router.view import Asset, View
@@ -43,6 +44,10 @@ class Ask:
     """Text: an estimate; the router has no tokenizer."""
     pixels: int = FRAME_PIXELS
     """Splats: size of the frame."""
+    prompt: bytes = b""
+    """Text: the canonical prompt, or how a long one begins; empty where it is not known."""
+    bytes_per_token: int = 1
+    """Text: of `prompt`, as `prompt_tokens` was estimated."""
 
 
 class InTime(IntEnum):
@@ -70,28 +75,37 @@ class Placement:
     in_time: InTime
 
 
-def rank(ask: Ask, views: Sequence[View], now_s: float, quantile: float) -> list[Placement]:
-    """The workers to ask, best first: in time, then highest quality, then earliest finish, then fewest in flight.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that has the asset, and what else is to do on its device."""
 
-    `views`: every healthy worker, of any kind; those of other kinds count as foreign work on their devices. An empty
-    list means that no healthy worker does this kind of work. Raises `NotFound` when none of those that do has the
-    asset, and `BadInput` or `NoSuchRung` for a service level that none can meet.
+    view: View
+    asset: Asset
+    foreign: Foreign
+    held_bytes: int = 0
+    """Leading bytes of the prompt that are in its cache."""
+
+
+def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: float) -> list[Placement]:
+    """What is expected of each, in the order given; those that cannot meet the service level at all are left out.
+
+    Raises `BadInput` for a bad service level, and `NoSuchRung` when that is why none is left.
     """
-    able = [view for view in views if view.description.kind == ask.kind]
-    having = [(view, asset) for view in able if (asset := view.asset(ask.asset)) is not None]
-    if able and not having:
-        known = sorted({asset.name for view in able for asset in view.description.assets})
-        raise NotFound(ask.field, ask.asset, known)
     placements, refusal = [], None
-    for view, asset in having:
+    for candidate in candidates:
         try:
-            wish = read_wish(ask.level, asset.ladder, ask.kind)
+            wish = read_wish(ask.level, candidate.asset.ladder, ask.kind)
         except NoSuchRung as error:
             refusal = error
             continue
-        placements.append(_place(ask, view, asset, wish, _foreign(view, views), now_s, quantile))
+        placements.append(_place(ask, candidate, wish, now_s, quantile))
     if refusal is not None and not placements:
         raise refusal
+    return placements
+
+
+def best_first(placements: Sequence[Placement], quantile: float) -> list[Placement]:
+    """In time, then highest quality, then earliest finish, then fewest in flight."""
     return sorted(placements, key=lambda placement: _order(placement, quantile))
 
 
@@ -101,21 +115,15 @@ def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
     return placement.in_time, -placement.rung.quality, finish_ms, view.in_flight, view.address
 
 
-def _foreign(view: View, views: Sequence[View]) -> Foreign:
-    device = view.description.device_id
-    others = (other for other in views if device and other is not view and other.description.device_id == device)
-    return [row for other in others for row in other.demand]
-
-
-def _place(
-    ask: Ask, view: View, asset: Asset, wish: Wish, foreign: Foreign, now_s: float, quantile: float
-) -> Placement:
+def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
     """The best rung in time for the target; else the best for the deadline; else the cheapest."""
+    view, asset = candidate.view, candidate.asset
+    prefill_tokens = _uncached_tokens(ask, candidate.held_bytes)
     target_s = min(ask.due_s, math.inf if wish.target_s is None else ask.arrival_s + wish.target_s)
     expected = []
     for rung in wish.allowed:
-        load = _load(ask, view, asset, rung, wish)
-        expected.append((rung, load, _finish(load, view, asset, rung, foreign)))
+        load = _load(ask, candidate, rung, wish, prefill_tokens)
+        expected.append((rung, load, _finish(load, view, asset, rung, candidate.foreign)))
         if expected[-1][2].quantile_ms(quantile) <= (target_s - now_s) * 1000:
             return Placement(view, asset, wish.allowed, *expected[-1], InTime.FOR_TARGET)
     for rung, load, finish in expected:
@@ -124,13 +132,19 @@ def _place(
     return Placement(view, asset, wish.allowed, *expected[-1], InTime.LATE)
 
 
-def _load(ask: Ask, view: View, asset: Asset, rung: Rung, wish: Wish) -> Load:
+def _uncached_tokens(ask: Ask, held_bytes: int) -> int:
+    """Tokens of the prompt that are to be computed; the last one always is."""
+    return max(min(1, ask.prompt_tokens), ask.prompt_tokens - held_bytes // ask.bytes_per_token)
+
+
+def _load(ask: Ask, candidate: Candidate, rung: Rung, wish: Wish, prefill_tokens: int) -> Load:
+    view, asset = candidate.view, candidate.asset
     if ask.kind == common_pb2.KIND_SPLAT:
         share = ask.pixels / FRAME_PIXELS
         frame = view.report.curve(asset.hash, rung.label).at(1)
         return Load(ask.due_s, 1, 0, Cost(frame.mean_ms * share, frame.var_ms2 * share * share))
     if ask.kind == common_pb2.KIND_TEXT:
-        prefill = Cost(ask.prompt_tokens * view.report.prefill_token_ms)
+        prefill = Cost(prefill_tokens * view.report.prefill_token_ms)
         return Load(ask.due_s, 1, _new_tokens(ask, rung, wish), prefill)
     return Load(ask.due_s, max(1, ask.items), rung.nfe or 1, ZERO)
 

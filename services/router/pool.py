@@ -13,6 +13,7 @@ from services.router.config import WorkerAddress
 from services.router.identity import Identity
 from services.router.member import Member
 from services.router.resolver import is_name, resolve
+from services.router.roster import Roster
 from services.router.view import View
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ _STATES = {
     router_pb2.WORKER_HEALTH_HEALTHY: "healthy",
     router_pb2.WORKER_HEALTH_DRAINING: "draining",
     router_pb2.WORKER_HEALTH_LOST: "lost",
+    router_pb2.WORKER_HEALTH_EJECTED: "ejected",
 }
 
 
@@ -59,7 +61,8 @@ class Pool:
         self._members: dict[tuple[common_pb2.Kind, str], Member] = {}
         self._unresolved: dict[WorkerAddress, str] = {}
         self.changed = asyncio.Event()
-        """Set, and replaced by a new one, when a worker comes, goes or changes its health."""
+        """Set, and replaced by a new one, when a worker comes, goes, or changes its health or its assets."""
+        self._roster: Roster | None = None
 
     async def run(self) -> None:
         """Follows every worker until cancelled."""
@@ -71,6 +74,13 @@ class Pool:
     def views(self) -> list[View]:
         """The healthy workers, of every kind."""
         return [view for member in self._members.values() if (view := member.view()) is not None]
+
+    def roster(self) -> Roster:
+        """The healthy workers, indexed; the same until one comes, goes, or changes its health or its assets."""
+        if self._roster is None:
+            healthy = router_pb2.WORKER_HEALTH_HEALTHY
+            self._roster = Roster(member for member in self._members.values() if member.health == healthy)
+        return self._roster
 
     def member(self, view: View) -> Member | None:
         """The worker of a view; None when it is gone since."""
@@ -96,6 +106,7 @@ class Pool:
         member = Member(
             worker.address, worker.kind, channel, upstream.identity,
             clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
+            may_leave=lambda: self._may_leave(worker.kind),
         )  # fmt: skip
         self._members[key] = member
         self._count()
@@ -130,10 +141,20 @@ class Pool:
     def _healthy(self, kind: common_pb2.Kind) -> bool:
         return any(view.description.kind == kind for view in self.views())
 
+    def _may_leave(self, kind: common_pb2.Kind) -> bool:
+        """Whether one more worker of a kind may be ejected: at least half of the healthy ones stay."""
+        healthy, out = router_pb2.WORKER_HEALTH_HEALTHY, router_pb2.WORKER_HEALTH_EJECTED
+        shown = self._shown(kind)
+        return shown.count(healthy) > shown.count(out) + 1
+
     def _count(self) -> None:
+        self._roster = None
         self.changed.set()
         self.changed = asyncio.Event()
         for kind in {worker.kind for worker in self._workers}:
+            shown = self._shown(kind)
             for health, state in _STATES.items():
-                count = sum(1 for (of, _), member in self._members.items() if of == kind and member.health == health)
-                self._metrics.workers.labels(kind_name(kind), state).set(count)
+                self._metrics.workers.labels(kind_name(kind), state).set(shown.count(health))
+
+    def _shown(self, kind: common_pb2.Kind) -> list[router_pb2.WorkerHealth]:
+        return [member.shown_health for (of, _), member in self._members.items() if of == kind]

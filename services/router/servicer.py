@@ -14,19 +14,26 @@ from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
-from headway.telemetry import Metrics, Span, Tracing
-from headway.v1 import common_pb2, router_pb2, router_pb2_grpc, splat_pb2
+from headway.telemetry import CacheResult, Metrics, Span, Tracing
+from headway.v1 import common_pb2, keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
+from services.router import keda
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
 from services.router.forwarding import Forwarder, Outgoing, no_worker
 from services.router.identity import Identity
+from services.router.keda import KedaServicer
 from services.router.listing import Lister
 from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_pick
-from services.router.placement import Ask, Placement, rank
+from services.router.placement import Ask, Placement
+from services.router.policies import Placer
 from services.router.pool import Pool, kind_name
+from services.router.prefixes import KnownPrompts
+from services.router.quotas import Quotas, device_ms
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
+from services.router.scaling import ScaleSignal
+from services.router.single_flight import Flights
 
 _MOST_CANDIDATES = 4
 
@@ -37,10 +44,15 @@ class Parts:
 
     config: RouterConfig
     pool: Pool
+    placer: Placer
     forwarder: Forwarder
     lister: Lister
     everywhere: Everywhere
     cache: ResultCache | None
+    flights: Flights
+    prompts: KnownPrompts
+    quotas: Quotas
+    signal: ScaleSignal
     identity: Identity
     calls: Calls
     metrics: Metrics
@@ -57,10 +69,15 @@ class Parts:
         )
 
 
-def ranked(ask: Ask, parts: Parts) -> list[Placement]:
-    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `rank` does."""
+def ranked(ask: Ask, parts: Parts, *, probe: bool = True) -> list[Placement]:
+    """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `Placer.place` does.
+
+    `probe`: the call will be made here, so that a worker whose calls failed can be tried with it.
+    """
     with parts.tracing.span(Span.ROUTER_PICK):
-        placements = rank(ask, parts.pool.views(), parts.clock(), parts.config.rung_quantile)
+        roster = parts.pool.roster()
+        shared = parts.prompts.shared(ask.prompt, roster.asset_hash(ask), tenant_of_call.get())
+        placements = parts.placer.place(ask, roster, parts.clock(), shared=shared, probe=probe)
     if not placements:
         raise no_worker(kind_name(ask.kind))
     return placements
@@ -83,11 +100,21 @@ class Proxy:
             placements = ranked(ask, parts)
             answer_so_far, trailers = method.continuation(raw, request), context.set_trailing_metadata
             outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers)
-            if parts.cache is not None and method.reproducible(request):
-                answer = self._cached(parts.cache, request, outgoing, placements)
+            if method.reproducible(request):
+                find = self._joined if parts.config.single_flight else self._cached
+                answer = find(request, outgoing, placements)
             else:
-                answer = parts.forwarder.messages(outgoing, placements)
+                answer = self._worked(outgoing, placements)
             async with aclosing(answer) as messages:
+                async for message in messages:
+                    yield message
+
+    async def _worked(self, outgoing: Outgoing, placements: list[Placement]) -> AsyncGenerator[bytes, None]:
+        """A worker's answer, charged to the tenant."""
+        parts, best = self._parts, placements[0]
+        cost_ms = device_ms(best) if self._method.uses_device else 0.0
+        with parts.quotas.call(tenant_of_call.get(), cost_ms, best.finish.mean_ms / 1000):
+            async with aclosing(parts.forwarder.messages(outgoing, placements)) as messages:
                 async for message in messages:
                     yield message
 
@@ -103,17 +130,43 @@ class Proxy:
         except HeadwayError:
             return []
 
-    async def _cached(
-        self, cache: ResultCache, request: Any, outgoing: Outgoing, placements: list[Placement]
+    async def _joined(
+        self, request: Any, outgoing: Outgoing, placements: list[Placement]
     ) -> AsyncGenerator[bytes, None]:
-        method, tenant = self._method, tenant_of_call.get()
+        """The answer of the same request where one is in flight and will do; else its own, which others may join."""
+        parts, method, budget = self._parts, self._method, outgoing.budget
+        key = parts.flights.key(method, request, tenant_of_call.get(), placements[0])
+        if (flight := parts.flights.joinable(key, placements[0], budget)) is not None:
+            parts.metrics.result_cache.labels(kind_name(method.kind), CacheResult.JOINED).inc()
+            if (found := await parts.flights.answer(flight, method, placements[0], budget)) is not None:
+                for message in self._replayed(found, budget, request.service_level):
+                    yield message
+                return
+            placements = [*outgoing.rank()] or placements  # time has passed
+        with parts.flights.leading(key, placements[0]) as flight:
+            async with aclosing(self._cached(request, outgoing, placements)) as messages:
+                async for message in messages:
+                    flight.recording.add(message)
+                    yield message
+            flight.land()
+
+    async def _cached(
+        self, request: Any, outgoing: Outgoing, placements: list[Placement]
+    ) -> AsyncGenerator[bytes, None]:
+        """A kept answer that will do, else a worker's, which is kept."""
+        method, tenant, cache = self._method, tenant_of_call.get(), self._parts.cache
+        if cache is None:
+            async with aclosing(self._worked(outgoing, placements)) as messages:
+                async for message in messages:
+                    yield message
+            return
         found = await cache.find(method, request, tenant, placements[0], outgoing.budget)
         if found is not None:
             for message in self._replayed(found, outgoing.budget, request.service_level):
                 yield message
             return
         recording = cache.recording()
-        async with aclosing(self._parts.forwarder.messages(outgoing, placements)) as messages:
+        async with aclosing(self._worked(outgoing, placements)) as messages:
             async for message in messages:
                 recording.add(message)
                 yield message
@@ -153,11 +206,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         parts = self._parts
         budget = parts.budget(context)
         with parts.calls.call():
-            placements = ranked(read_pick(request, budget), parts)[:_MOST_CANDIDATES]
+            placements = ranked(read_pick(request, budget), parts, probe=False)[:_MOST_CANDIDATES]
+            best = placements[0]
+            parts.quotas.pick(tenant_of_call.get(), device_ms(best), best.finish.quantile_ms(0.99) / 1000)
             worker_ids = [placement.view.description.worker_id for placement in placements]
-            member = parts.pool.member(placements[0].view)
+            member = parts.pool.member(best.view)
             if member is not None:
-                member.expect(placements[0].load)
+                member.expect(best.load)
             response = router_pb2.PickResponse(
                 candidates=[_candidate(placement) for placement in placements],
                 lease=parts.identity.lease(tenant_of_call.get(), worker_ids),
@@ -187,8 +242,11 @@ def registrations(parts: Parts) -> list[Registration]:
     def add_router(server: grpc.aio.Server) -> None:
         router_pb2_grpc.add_RouterServicer_to_server(RouterServicer(parts), server)
 
-    own = Registration("headway.v1.Router", add_router)
-    return [*(_registration(f"headway.v1.{service}", by_name) for service, by_name in handlers.items()), own]
+    def add_scaler(server: grpc.aio.Server) -> None:
+        keda_pb2_grpc.add_ExternalScalerServicer_to_server(KedaServicer(parts.signal), server)
+
+    own = [Registration("headway.v1.Router", add_router), Registration(keda.SERVICE, add_scaler)]
+    return [*(_registration(f"headway.v1.{service}", by_name) for service, by_name in handlers.items()), *own]
 
 
 def _registration(name: str, handlers: dict[str, Any]) -> Registration:

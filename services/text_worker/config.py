@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import DirectoryPath, model_validator
 
-from headway.config import Address, OrOff, WorkerConfig, setting
+from headway.config import Address, OrOff, Target, UpstreamConfig, WorkerConfig, setting
+from services.text_worker.speculation import Mode
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
 _PACKAGED_MODEL = Path(__file__).parents[2] / "headway" / "assets" / "text"
@@ -17,7 +18,7 @@ def default_model() -> Path:
     return _CHECKOUT_MODEL if _CHECKOUT_MODEL.exists() else _PACKAGED_MODEL
 
 
-class TextWorkerConfig(WorkerConfig):
+class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     """Serves text from a checkpoint of a known family in Hugging Face layout."""
 
     listen: Address = setting(
@@ -53,6 +54,12 @@ class TextWorkerConfig(WorkerConfig):
     remote_api_key: Annotated[str | None, OrOff] = setting(
         None, "the key for that server; best in the environment", group="Model", unit="KEY", max_length=4096, repr=False
     )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "where steps run; auto: on a GPU where there is one that serves the model in these weights",
+        group="Device",
+        unit="NAME",
+    )
     context_tokens: Annotated[int | None, OrOff] = setting(
         None,
         "most tokens of prompt and answer together; off: what the model was trained for, at most 4096",
@@ -61,6 +68,10 @@ class TextWorkerConfig(WorkerConfig):
         ge=2,
         le=1_048_576,
     )
+    prefix_cache: Annotated[Target | None, OrOff] = setting(
+        None, "the prefix cache, where routers learn which prompts' beginnings are cached here; off: they do not",
+        group="Mesh", unit="HOST:PORT",
+    )  # fmt: skip
     max_batch: int = setting(16, "most sequences in a step", group="Engine", unit="N", ge=1, le=1024)
     kv_memory_mb: int = setting(
         256,
@@ -69,6 +80,13 @@ class TextWorkerConfig(WorkerConfig):
         unit="MIB",
         ge=MIN_KV_MEMORY_MB,
         le=MAX_KV_MEMORY_MB,
+    )
+    speculate: Mode = setting(
+        "auto",
+        "guess tokens that repeat the text so far and check several in a step: auto where that brings more tokens a "
+        "millisecond, lookup wherever deadlines bear it; the tokens are the same either way",
+        group="Engine",
+        unit="MODE",
     )
     prefill_chunk: int = setting(
         128, "most prompt tokens run in one step", group="Engine", unit="TOKENS", ge=16, le=65_536

@@ -1,7 +1,9 @@
 """Runs the text engine's steps: spans through the model, tokens drawn, texts cut where they end."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 
 from torch import Tensor
 
@@ -10,8 +12,8 @@ from headway.engine import Batch
 from headway.errors import BadInput
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
+from services.text_worker.backend import Model, Span
 from services.text_worker.costs import TextCosts
-from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.drawing import draw
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
@@ -24,9 +26,9 @@ Events = list[tuple[Ticket, Event]]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brought: the parts that were run and a drawn token for each (None: not at its end yet)."""
+    """What a step brought: the parts that were run and the drawn tokens of each (none: not at its end yet)."""
 
-    ran: tuple[tuple[Part, Drawn | None], ...]
+    ran: tuple[tuple[Part, tuple[Drawn, ...]], ...]
     late: tuple[Sequence, ...]
     """Sequences that this step would have made late; they end as they are."""
 
@@ -36,15 +38,16 @@ class TextEngine:
 
     def __init__(
         self,
-        model: CpuModel,
+        model: Model,
         store: KvStore,
         costs: TextCosts,
         *,
         clock: Clock,
         lengths: LengthModel | None = None,
+        told: Callable[[int, int], None] = lambda drafted, accepted: None,
     ) -> None:
-        """`lengths` is told of every text that ends."""
-        self._model, self._store, self._costs = model, store, costs
+        """`lengths` is told of every text that ends, `told` of every sequence's drafts in a step: all, and accepted."""
+        self._model, self._store, self._costs, self._told = model, store, costs, told
         self._clock, self._lengths = clock, lengths or LengthModel()
 
     def run(self, batch: Batch[Sequence]) -> StepResult:
@@ -53,22 +56,21 @@ class TextEngine:
         late = (*batch.ending, *self._late(batch))
         parts = [part for part in batch.parts if part.sequence not in late]
         make_room(self._store, parts, batch.evicted)
-        tokens: list[Drawn | None] = [None] * len(parts)
-        if parts:
-            logits = self._model.forward([_span(part) for part in parts], self._store.pages)  # [parts, vocab]
-            for row, token in _drawn(parts, logits):
-                tokens[row] = token
-        return StepResult(tuple(zip(parts, tokens, strict=True)), late)
+        if not parts:
+            return StepResult((), late)
+        logits = self._model.forward([_span(part) for part in parts], self._store.pages)  # [wanted, vocab]
+        return StepResult(tuple(zip(parts, drawn_tokens(parts, logits), strict=True)), late)
 
     def apply(self, batch: Batch[Sequence], result: StepResult, now_s: float) -> Events:
         """See `headway.engine.Engine`."""
         events: Events = []
         for sequence in result.late:
             events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, None)
-        for part, token in result.ran:
+        for part, drawn in result.ran:
             self._store.computed(part.sequence.kv, part.sequence.tokens, part.count)
-            if token is not None:
-                events += self._take(part.sequence, token, now_s)
+            if drawn:
+                events += self._take(part.sequence, drawn, now_s)
+                self._settle_drafts(part, len(drawn) - 1)
         return events
 
     def release(self, work: Sequence) -> None:
@@ -81,29 +83,32 @@ class TextEngine:
         works = (part.sequence for part in batch.parts)
         return tuple(work for work in works if work.over_floor and end_s > work.ticket.budget.due_s)
 
-    def _take(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Events:
-        """Adds a drawn token, and ends the sequence where its text, its length or its plan ends."""
-        ticket = sequence.ticket
-        ticket.steps_executed += 1
-        sequence.first_token_s = sequence.first_token_s or now_s
-        if sequence.sampler.failure is not None:
-            return [(ticket, BadInput("structure", sequence.sampler.failure))]
-        if drawn.token in sequence.end_ids:
-            return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, None)
-        delta = sequence.take(drawn)
-        reason = self._reason_to_end(sequence, now_s)
-        return [(ticket, delta)] if reason is None else self._end(sequence, reason, now_s, delta)
+    def _settle_drafts(self, part: Part, accepted: int) -> None:
+        """Of the drafts' keys and values those of tokens that the answer took are kept, and no block beyond them."""
+        work = part.sequence
+        work.acceptance.observe(len(part.drafts), accepted)
+        if part.drafts:
+            taken = len(work.tokens) - part.start - part.count  # fewer than were accepted where the answer ended
+            self._store.computed(work.kv, work.tokens, min(accepted, taken))
+            self._store.trim(work.kv)
+            self._told(len(part.drafts), accepted)
 
-    def _reason_to_end(self, sequence: Sequence, now_s: float) -> text_pb2.FinishReason | None:
-        ticket = sequence.ticket
-        if sequence.stops.stopped:
-            return text_pb2.FINISH_REASON_STOP_STRING
-        if sequence.sampler.complete:
-            return text_pb2.FINISH_REASON_STOP
-        if sequence.complete:
-            return text_pb2.FINISH_REASON_LENGTH
-        late = _planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0
-        return text_pb2.FINISH_REASON_DEADLINE if sequence.over_floor and late else None
+    def _take(self, sequence: Sequence, drawn: tuple[Drawn, ...], now_s: float) -> Events:
+        """Adds the tokens of a step, and ends the sequence where its text, its length or its plan ends."""
+        ticket, delta = sequence.ticket, None
+        sequence.first_token_s = sequence.first_token_s or now_s
+        for one in drawn:
+            ticket.steps_executed += 1
+            if sequence.sampler.failure is not None:
+                return [(ticket, BadInput("structure", sequence.sampler.failure))]
+            if one.token in sequence.end_ids:
+                return self._end(sequence, text_pb2.FINISH_REASON_STOP, now_s, delta)
+            delta = sequence.take(one) if delta is None else delta.with_following(sequence.take(one))
+            if (reason := sequence.reason_to_end) is not None:
+                return self._end(sequence, reason, now_s, delta)
+        if sequence.over_floor and (_planned_end(ticket) or ticket.budget.remaining_s(now_s) <= 0):
+            return self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, delta)
+        return [(ticket, delta)]
 
     def _end(self, sequence: Sequence, reason: text_pb2.FinishReason, now_s: float, last: Delta | None) -> Events:
         """The last delta, with the text that was held back, and `Finished` with the `Ending`."""
@@ -145,15 +150,27 @@ def _planned_end(ticket: Ticket) -> bool:
 
 def _span(part: Part) -> Span:
     sequence = part.sequence
-    return Span(sequence.kv.blocks, part.start, sequence.tokens[part.start : part.start + part.count])
+    tokens = sequence.tokens[part.start : part.start + part.count]
+    return Span(sequence.kv.blocks, part.start, [*tokens, *part.drafts], wanted=1 + len(part.drafts))
 
 
-def _drawn(parts: list[Part], logits: Tensor) -> list[tuple[int, Drawn]]:
-    """(row, token) of every part that reached its sequence's end."""
-    rows = [row for row, part in enumerate(parts) if part.draws]
+def drawn_tokens(parts: Several[Part], logits: Tensor) -> list[tuple[Drawn, ...]]:
+    """Each part's tokens: none before its sequence's end, else one, and one more for each draft that was right.
+
+    logits: fp32 [wanted, vocab], a row for the newest token of each part and one for each of its drafts.
+    """
+    wanted = [(part, ahead) for part in parts for ahead in range(1 + len(part.drafts))]
+    rows = [row for row, (part, _) in enumerate(wanted) if part.draws]
+    samplers = [part.sequence.sampler.ahead(ahead) for part, ahead in (wanted[row] for row in rows)]
     # Nearly always all of them are drawn for, and the largest tensor of a step need not be copied.
-    chosen = logits if len(rows) == len(parts) else logits[rows]
-    return list(zip(rows, draw(chosen, [parts[row].sequence.sampler for row in rows]), strict=True))
+    drawn = iter(draw(logits if len(rows) == len(wanted) else logits[rows], samplers))
+    return [_accepted(part, list(islice(drawn, 1 + len(part.drafts)))) if part.draws else () for part in parts]
+
+
+def _accepted(part: Part, drawn: Several[Drawn]) -> tuple[Drawn, ...]:
+    """The tokens up to the first that is not the one drafted in its place."""
+    right = takewhile(lambda pair: pair[0].token == pair[1], zip(drawn, part.drafts, strict=False))
+    return tuple(drawn[: 1 + len(list(right))])
 
 
 def make_room(store: KvStore, parts: Several[Part], evicted: Several[Sequence]) -> None:
@@ -166,4 +183,4 @@ def make_room(store: KvStore, parts: Several[Part], evicted: Several[Sequence]) 
     for sequence in evicted:
         store.release(sequence.kv)
     for part in parts:
-        store.reserve(part.sequence.kv, part.start + part.count)
+        store.reserve(part.sequence.kv, part.end)

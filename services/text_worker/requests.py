@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 
 from headway.errors import BadInput
@@ -36,13 +37,13 @@ class Ask:
     def sequence(self, ticket: Ticket, loaded: LoadedModel, answer: int = 0) -> Sequence:
         """The engine's noun for one of the answers.
 
-        Raises BadInput for a floor that `max_tokens` cannot reach, or a finished `resume`.
+        Raises BadInput for a floor that `max_tokens` cannot reach, or a `resume` with tokens behind the answer's end.
         """
         if (ticket.wish.min_tokens or 0) > self.max_tokens:
             raise BadInput("service_level.at_least.tokens", f"must be at most max_tokens, which is {self.max_tokens}")
         sequence = Sequence(
             ticket=ticket,
-            tokens=[*self.prompt, *self.resumed],
+            tokens=list(self.prompt),
             prompt_tokens=len(self.prompt),
             max_tokens=self.max_tokens,
             resumed_tokens=len(self.resumed),
@@ -52,17 +53,30 @@ class Ask:
             detokenizer=Detokenizer(loaded.tokenizer),
             stops=StopStrings(self.stops.strings),
         )
-        for token in self.resumed:  # what these tokens said was sent; what they held back was not
-            sequence.stops.push(sequence.detokenizer.push([token]))
-        ended = sequence.stops.stopped or sequence.sampler.complete
-        if ended or (self.resumed and (sequence.complete or not sequence.end_ids.isdisjoint(self.resumed))):
-            raise BadInput("resume.token_ids", "the answer had ended with these tokens")
+        sequence.had_ended = _take_again(sequence, self.resumed)
         return sequence
 
     def _sampler(self, answer: int) -> Sampler:
         sampling = replace(self.sampling, seed=(self.sampling.seed + answer) % SEED_LIMIT)
         guide = self.guides[answer] if self.guides else None
         return Sampler.start(sampling, self.prompt, self.resumed, guide)
+
+
+def _take_again(sequence: Sequence, resumed: Several[int]) -> text_pb2.FinishReason | None:
+    """Adds the tokens that were sent, with what they said; gives why the answer had ended with the last of them.
+
+    Raises BadInput where it had ended with an earlier one.
+    """
+    last: int | None = None
+    for token in resumed:
+        if last in sequence.end_ids or sequence.stops.stopped or sequence.complete:
+            raise BadInput("resume.token_ids", "has tokens behind the answer's end")
+        sequence.tokens.append(token)
+        sequence.stops.push(sequence.detokenizer.push([token]))  # what they held back was not sent
+        last = token
+    if last in sequence.end_ids:
+        return text_pb2.FINISH_REASON_STOP
+    return sequence.reason_to_end if resumed else None
 
 
 async def read_ask(request: text_pb2.GenerateRequest, loaded: LoadedModel) -> Ask:
@@ -179,11 +193,6 @@ def _resumed(request: text_pb2.GenerateRequest, loaded: LoadedModel, max_tokens:
         raise BadInput("resume.grammar_state", "must be empty: the position is found anew from resume.token_ids")
     if resume.sampler_position != len(resume.token_ids):
         raise BadInput("resume.sampler_position", f"must be the {len(resume.token_ids)} of resume.token_ids")
-    if len(resume.token_ids) >= max_tokens:
-        raise BadInput("resume.token_ids", f"must be fewer than max_tokens, which is {max_tokens}")
-    if not resume.token_ids:
-        return ()
-    tokens = _checked_ids("resume.token_ids", resume.token_ids, loaded)
-    if not loaded.tokenizer.eos_ids.isdisjoint(tokens):
-        raise BadInput("resume.token_ids", "the answer had ended with these tokens")
-    return tokens
+    if len(resume.token_ids) > max_tokens:
+        raise BadInput("resume.token_ids", f"must be at most max_tokens, which is {max_tokens}")
+    return _checked_ids("resume.token_ids", resume.token_ids, loaded) if resume.token_ids else ()

@@ -42,6 +42,13 @@ class Room:
         self._free -= taken + self._kept(adopted) + self._copies(work, start, adopted)
         self._adopted.update(adopted)
 
+    def extend(self, end: int, most: int) -> int:
+        """Takes room for up to `most` tokens behind `end`, up to which it was claimed; nobody leaves for them."""
+        blocks = blocks_of(end)
+        count = min(most, (blocks + max(0, self._free)) * BLOCK_TOKENS - end)
+        self._free -= blocks_of(end + count) - blocks
+        return count
+
     def _kept(self, adopted: tuple[int, ...]) -> int:
         """How many blocks fewer can be given out once these are held."""
         if not adopted:  # nearly always

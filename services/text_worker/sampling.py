@@ -165,6 +165,11 @@ class Sampler:
         return sampler
 
     @property
+    def looks_back(self) -> bool:
+        """Which token is drawn depends on the tokens before it, and not on its logits and place alone."""
+        return self.history is not None or self.guide is not None
+
+    @property
     def complete(self) -> bool:
         """The structure is; nothing may follow."""
         return self.guide is not None and self.guide.complete
@@ -173,6 +178,13 @@ class Sampler:
     def failure(self) -> str | None:
         """Why the structure cannot be followed further."""
         return None if self.guide is None else self.guide.failure
+
+    def ahead(self, count: int) -> "Sampler":
+        """What draws the token after `count` more, itself for none; more only where it does not look back."""
+        if count == 0:
+            return self
+        assert not self.looks_back
+        return Sampler(self.sampling, self.position + count)
 
     def accept(self, token: int) -> None:
         """Takes the token that was drawn."""

@@ -14,6 +14,7 @@ from services.text_worker.kv.store import blocks_of
 from services.text_worker.lengths import LengthModel
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
+from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, worth
 
 STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
 LEAST_CHUNK_TOKENS = 16
@@ -30,6 +31,13 @@ class Part:
     """The step brings a new token for it."""
     adopted: tuple[int, ...] = ()
     """Blocks of the KV cache that the sequence begins with, because another began alike."""
+    drafts: tuple[int, ...] = ()
+    """Tokens that may follow the sequence's newest one, run behind it on trial."""
+
+    @property
+    def end(self) -> int:
+        """Tokens that the cache holds after the step, the drafts' included."""
+        return self.start + self.count + len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,21 @@ class TextBatch(Batch[Sequence]):
     bound_ms: float
     """What the step takes at most, at the admission quantile, with the time to answer."""
 
+    def after(self, job: Job) -> Job | None:
+        """See `headway.engine.Batch`: a chunk takes its share of the prefill, and the last brings a token."""
+        part = next((part for part in self.parts if part.sequence.ticket.key == job.key), None)
+        if part is None:
+            return None  # it ends as it is
+        share = 0.0 if part.draws else 1 - part.count / (len(part.sequence.tokens) - part.start)
+        return replace(job, options=tuple(_less(option, share, int(part.draws)) for option in job.options))
+
+
+def _less(option: Option, share: float, tokens: int) -> Option:
+    """An option with this share of its prefill and so many tokens less to come; a text may still end after each."""
+    load = option.load
+    setup = Cost(load.setup.mean_ms * share, load.setup.var_ms2)  # how its length varies stays
+    return replace(option, load=replace(load, setup=setup, steps_left=max(1, load.steps_left - tokens)))
+
 
 class TextScheduler:
     """Every step takes the most urgent sequences, whatever their lengths and plans; new ones join at the next step.
@@ -53,13 +76,18 @@ class TextScheduler:
     """
 
     def __init__(
-        self, costs: TextCosts, pool: BlockPool, planning: Setting, lengths: LengthModel | None = None
+        self,
+        costs: TextCosts,
+        pool: BlockPool,
+        planning: Setting,
+        lengths: LengthModel | None = None,
+        speculate: Mode = "off",
     ) -> None:
         """`planning` holds what does not change: batch limit, quantiles, overhead. `pool` is only looked at.
 
         `lengths` says how long texts will be; None: as long as was asked.
         """
-        self.costs, self._pool, self._planning = costs, pool, planning
+        self.costs, self._pool, self._planning, self._speculate = costs, pool, planning, speculate
         self._lengths = lengths or LengthModel()
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
@@ -81,8 +109,10 @@ class TextScheduler:
         going = [work for work in works if work not in ending]
         room = Room(self._pool, going)
         parts = self._parts(going, room, self._prefill_limit(going, now_s, scale))
-        prefill = sum(part.count for part in parts if not _decodes(part))
-        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill)
+        if self._speculate != "off":
+            parts = self._with_drafts(parts, going, room, now_s, scale)
+        prefill, drafts = _prefill_of(parts), sum(len(part.drafts) for part in parts)
+        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts)
         return TextBatch(
             stage="prefill" if prefill else "decode",
             works=(*(part.sequence for part in parts), *ending),
@@ -115,6 +145,66 @@ class TextScheduler:
                 left -= count
                 coming.update(work.kv.chain.over(work.tokens)[start // BLOCK_TOKENS :])
         return parts
+
+    def _with_drafts(
+        self, parts: list[Part], going: Several[Sequence], room: Room, now_s: float, scale: Cost
+    ) -> list[Part]:
+        """The parts, with the drafts that are worth their rows and put no admitted deadline in danger."""
+        drafted = [(place, self._drafts(part, room)) for place, part in enumerate(parts) if _may_draft(part)]
+        drafted = [(place, drafts) for place, drafts in drafted if drafts]
+        if not drafted:
+            return parts
+        decodes, prefill = sum(map(_decodes, parts)), _prefill_of(parts)
+
+        def cost_ms(rows: int) -> float:
+            return self.costs.step_cost(decodes, 0, rows).mean_ms
+
+        def bound_ms(rows: int) -> float:
+            return self._bound_ms(self.costs.step_cost(decodes, prefill, rows), scale)
+
+        works = [parts[place].sequence for place, _ in drafted]
+        step_ms = cost_ms(0) * scale.mean_ms
+        patience_ms = {
+            priority: self._patience_ms(going, priority, now_s, step_ms, bound_ms(0))
+            for priority in {work.ticket.wish.priority for work in works}
+        }
+        candidates = [
+            Candidate(drafts, work.acceptance.chance, patience_ms[work.ticket.wish.priority])
+            for work, (_, drafts) in zip(works, drafted, strict=True)
+        ]
+        counts = worth(candidates, decodes, cost_ms, bound_ms, at_any_cost=self._speculate == "lookup")
+        for (place, drafts), count in zip(drafted, counts, strict=True):
+            parts[place] = replace(parts[place], drafts=drafts[:count])
+        return parts
+
+    def _drafts(self, part: Part, room: Room) -> tuple[int, ...]:
+        """What may follow: no further than the answer goes, and than there are free blocks."""
+        work = part.sequence
+        most = min(MOST_DRAFTS, work.goals[0].tokens - work.new_tokens - 1)
+        drafts = work.lookup.drafts(work.tokens, most)
+        return drafts[: room.extend(part.end, len(drafts))]
+
+    def _patience_ms(
+        self, works: Several[Sequence], priority: int, now_s: float, step_ms: float, bound_ms: float
+    ) -> float:
+        """How much longer a step may take for drafts of this priority, over its bound, with every deadline kept.
+
+        Whoever has more priority also keeps what is planned for him; the others keep their floors.
+        """
+        return min(
+            self._spare_ms(work, now_s, step_ms if work.ticket.wish.priority <= priority else 0.0, bound_ms)
+            for work in works
+        )
+
+    def _spare_ms(self, work: Sequence, now_s: float, step_ms: float, bound_ms: float) -> float:
+        """Until its deadline, less what is left to do and `step_ms` for each step that its plan is over its floor."""
+        choice, left_ms = work.ticket.choice, work.ticket.budget.remaining_s(now_s) * 1000
+        if choice is None:
+            return 0.0
+        finish_ms = choice.finish.quantile_ms(self._planning.admission_quantile) + self._planning.overhead_ms
+        lowered = choice.option.load.steps_left - choice.job.options[-1].load.steps_left
+        step_left_ms = left_ms - bound_ms if _ready(work) else left_ms
+        return min(step_left_ms, left_ms - finish_ms + lowered * step_ms)
 
     def _reach(self, work: Sequence) -> tuple[int, tuple[int, ...]]:
         """How many tokens are cached, and for a sequence that holds nothing yet the blocks that hold them.
@@ -160,6 +250,15 @@ def _ready(work: Sequence) -> bool:
 
 def _decodes(part: Part) -> bool:
     return part.count == 1 and part.draws
+
+
+def _may_draft(part: Part) -> bool:
+    """Drafts are right only where a token is drawn from its logits and place alone."""
+    return _decodes(part) and not part.adopted and not part.sequence.sampler.looks_back
+
+
+def _prefill_of(parts: Several[Part]) -> int:
+    return sum(part.count for part in parts if not _decodes(part))
 
 
 def _comes(work: Sequence, start: int, coming: set[bytes]) -> bool:

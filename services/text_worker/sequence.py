@@ -8,6 +8,7 @@ from headway.ticket import Ticket
 from headway.v1 import text_pb2
 from services.text_worker.kv.store import Holding
 from services.text_worker.sampling import Drawn, Sampler
+from services.text_worker.speculation import Acceptance, Lookup
 from services.text_worker.tokenizer import Detokenizer, StopStrings
 
 DEFAULT_FLOOR_TOKENS = 16
@@ -61,11 +62,15 @@ class Sequence:
     """Tokens that end the answer and are no part of it."""
     detokenizer: Detokenizer
     stops: StopStrings
+    had_ended: text_pb2.FinishReason | None = None
+    """Why the answer was whole already with the tokens that it goes on from; None: it goes on."""
     kv: Holding = field(default_factory=Holding)
     """What the KV cache holds of it."""
     cached_tokens: int = 0
     """Prompt tokens that were in the KV cache already when it first began."""
     first_token_s: float | None = None
+    lookup: Lookup = field(default_factory=Lookup)
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     @property
     def new_tokens(self) -> int:
@@ -80,6 +85,15 @@ class Sequence:
     def complete(self) -> bool:
         """All that the best allowed rung means is there."""
         return self.new_tokens >= self.goals[0].tokens
+
+    @property
+    def reason_to_end(self) -> text_pb2.FinishReason | None:
+        """Why nothing may follow the tokens that are there, whatever the time; None: something may."""
+        if self.stops.stopped:
+            return text_pb2.FINISH_REASON_STOP_STRING
+        if self.sampler.complete:
+            return text_pb2.FINISH_REASON_STOP
+        return text_pb2.FINISH_REASON_LENGTH if self.complete else None
 
     @property
     def over_floor(self) -> bool:

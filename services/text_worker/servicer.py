@@ -14,16 +14,18 @@ from headway.worker import LoadedAsset, WorkerRuntime
 from services.text_worker.interleave import interleaved
 from services.text_worker.kv.chain import Chain
 from services.text_worker.loading import LoadedModel
+from services.text_worker.prefixes import NotedPrompts
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sampling import Drawn
-from services.text_worker.sequence import Delta, Ending, Sequence
+from services.text_worker.sequence import Delta, Ending, Sequence, ending_of
 
 
 class TextServicer(text_pb2_grpc.TextGenerationServicer):
     """Serves one loaded model."""
 
-    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel) -> None:
-        self._runtime, self._loaded = runtime, loaded
+    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel, prompts: NotedPrompts | None = None) -> None:
+        """`prompts` is told of every prompt; None where nobody asks which are cached."""
+        self._runtime, self._loaded, self._prompts = runtime, loaded, prompts
         self._secret = secrets.token_bytes(32)  # of this process alone, as its cache is
 
     async def Generate(
@@ -35,11 +37,17 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         ask = await read_ask(request, self._loaded)
         tickets = [self._runtime.ticket(budget, request.service_level, asset.ladder) for _ in range(ask.count)]
         sequences = [ask.sequence(ticket, self._loaded, answer) for answer, ticket in enumerate(tickets)]
-        salt = tenant_salt(self._secret, tenant_of_call.get())
+        tenant = tenant_of_call.get()
+        salt = tenant_salt(self._secret, tenant)
         for sequence in sequences:
             sequence.kv.chain = Chain(salt, self._loaded.cache_fingerprint)
+        if self._prompts is not None:
+            self._prompts.note(request, tenant, ask.prompt, sequences[0].kv.chain)
         times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
-        streams = [_gathered(self._runtime, sequence) for sequence in sequences]
+        streams = [
+            _gathered(self._runtime, sequence) if sequence.had_ended is None else _ended(self._runtime, sequence)
+            for sequence in sequences
+        ]
         async with aclosing(interleaved(streams)) as parts:
             async for answer, part in parts:
                 if isinstance(part, Delta):
@@ -125,6 +133,21 @@ async def _gathered(
             yield held.result if isinstance(held, Finished) else held
             if isinstance(held, Finished):
                 return
+
+
+async def _ended(runtime: WorkerRuntime, sequence: Sequence) -> AsyncGenerator[common_pb2.Plan | Delta | Ending, None]:
+    """The plan and end of an answer of which only the summary was lost: there is nothing to compute or to admit."""
+    ticket, reason = sequence.ticket, sequence.had_ended
+    assert reason is not None
+    ending = ending_of(sequence, reason)
+    ticket.plan = common_pb2.Plan(
+        rung=ending.rung.to_proto(),
+        reason=common_pb2.RUNG_REASON_EXACT if ticket.wish.exact else common_pb2.RUNG_REASON_BEST_FIT,
+        budget_ms=ticket.budget.total_s * 1000,
+        worker_id=runtime.identity.worker_id,
+    )
+    yield ticket.plan
+    yield ending
 
 
 class _TokenTimes:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.cost import Cost, LearnedScale, Load, StepCurve, predict_finish, solo_ms
+from headway.cost import Cost, LearnedScale, LearnedStall, Load, StepCurve, predict_finish, solo_ms
 
 CURVE = StepCurve(((1, Cost(10.0, 1.0)), (4, Cost(16.0, 4.0)), (8, Cost(24.0, 4.0))))
 
@@ -116,3 +116,30 @@ def test_a_load_larger_than_a_step_costs_what_was_measured_where_it_was():
     assert finish.mean_ms == pytest.approx(960.0)
     (finish,) = predict_finish([Load(1.0, 200, 1)], curve, 128)
     assert finish.mean_ms == pytest.approx(2560.0)
+
+
+def test_a_calm_spell_says_little_about_the_next() -> None:
+    learned = LearnedScale()
+    for ratio in [1.0] * 20 + [1.6] * 10:
+        learned.observe(predicted_ms=10.0, actual_ms=10.0 * ratio)
+    rough = learned.value.var_ms2
+    for _ in range(100):
+        learned.observe(predicted_ms=10.0, actual_ms=16.0)
+    assert rough > 0.001
+    assert learned.value.var_ms2 > rough / 2
+
+
+def test_the_longest_stall_lately_is_kept_free_and_forgotten() -> None:
+    learned = LearnedStall()
+    learned.observe(most_ms=10.0, actual_ms=50.0)
+    learned.observe(most_ms=10.0, actual_ms=9.0)
+    assert 39.0 < learned.value_ms < 40.0
+    for _ in range(10 * LearnedStall.HALF_LIFE_STEPS):
+        learned.observe(most_ms=10.0, actual_ms=9.0)
+    assert learned.value_ms < 0.1
+
+
+def test_a_hang_of_the_machine_does_not_close_the_worker() -> None:
+    learned = LearnedStall()
+    learned.observe(most_ms=10.0, actual_ms=60_000.0)
+    assert learned.value_ms == LearnedStall.MOST_MS

@@ -176,3 +176,29 @@ def test_a_newcomer_may_not_break_another_workers_promise_on_the_device() -> Non
         admit([job(1, 0.3)], job(2, 0.35), shared)
     lost = replace(ALONE, foreign=((0.05, 400.0),))
     assert 1 in admit([], job(1, 5.0), lost), "what was lost already does not close this worker"
+
+
+def test_a_promise_in_danger_but_not_lost_is_not_pushed_further() -> None:
+    wide = replace(ALONE, curve=StepCurve(((1, Cost(100.0, 900.0)),)))
+    in_danger = job(1, 0.15, rungs=3)  # 100 ms of work, 193 ms at the admission quantile
+    urgent = Job(2, NORMAL, 0.14, 0.14, (Option(RUNGS[0], Load(0.14, 1, 0, Cost(5.0))),))
+    with pytest.raises(Shed, match="1 admitted requests late"):
+        admit([in_danger], urgent, wide)
+    assert admit([in_danger], job(2, 5.0), wide)[2].level == 0
+
+
+def test_nothing_begins_before_the_step_that_runs_now_has_ended() -> None:
+    behind = replace(ALONE, busy_ms=100.0)
+    assert admit([], job(1, 0.19), ALONE)
+    with pytest.raises(Shed) as refused:
+        admit([], job(1, 0.19), behind)
+    assert refused.value.retry_after_s == pytest.approx(0.1)
+    assert admit([], job(1, 0.21), behind)[1].finish.mean_ms == pytest.approx(200.0)
+
+
+def test_time_for_a_stall_is_kept_free_at_admission_and_costs_no_quality() -> None:
+    stalling = replace(ALONE, stall_ms=50.0)
+    assert admit([job(1, 5.0)], job(2, 0.12), ALONE)
+    with pytest.raises(Shed):
+        admit([job(1, 5.0)], job(2, 0.12), stalling)
+    assert labels([job(1, 0.42)], stalling) == ["4"]

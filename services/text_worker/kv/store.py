@@ -4,8 +4,8 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.backend import Blocks
 from services.text_worker.kv.chain import Chain
-from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.pool import BlockPool
 
 
@@ -29,7 +29,7 @@ def blocks_of(tokens: int) -> int:
 class KvStore:
     """Belongs to the engine's thread. Whoever plans a step sees to it that the blocks are there."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Blocks) -> None:
         """The last block of `pages` stays outside the pool: what is only measured is written there."""
         self.pages, self.pool = pages, BlockPool(pages.blocks - 1)
 
@@ -63,6 +63,12 @@ class KvStore:
             for place in range(holding.named, full):
                 self.pool.store(holding.blocks[place], hashes[place])
             holding.named = full
+
+    def trim(self, holding: Holding) -> None:
+        """Gives back the blocks in which nothing is cached: those of drafts that were refused."""
+        kept = blocks_of(holding.computed)
+        spare, holding.blocks = holding.blocks[kept:], holding.blocks[:kept]
+        self.pool.release(spare)
 
     def release(self, holding: Holding) -> None:
         """Gives all blocks back; the holding is empty then."""

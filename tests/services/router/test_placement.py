@@ -1,16 +1,22 @@
 """Placement is pure: what it ranks first, and what it refuses."""
 
+import random
+from collections.abc import Sequence
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from still_worker import Still
 
 from headway.cost import Cost, Load, StepCurve, predict_finish
 from headway.errors import BadInput, NoSuchRung, NotFound
 from headway.quality import Ladder, Rung
 from headway.requests import service_level
 from headway.v1 import common_pb2, worker_pb2
-from services.router.placement import Ask, InTime, rank
+from services.router.placement import Ask, InTime, Placement
+from services.router.policies import Placer, read_policy
+from services.router.roster import Roster
 from services.router.view import Asset, BadReport, Description, Report, View, make_view, read_description, read_report
 
 NOW_S = 1000.0
@@ -36,6 +42,12 @@ def view(
 def ask(budget_s: float = 1.0, level: common_pb2.ServiceLevel | None = None, asset: str = "") -> Ask:
     level = level or common_pb2.ServiceLevel()
     return Ask(common_pb2.KIND_IMAGE, "model", asset, level, NOW_S, NOW_S + budget_s)
+
+
+def rank(request: Ask, views: Sequence[View], now_s: float, quantile: float) -> list[Placement]:
+    """As Headway's own policy does, which looks at all of so few."""
+    placer = Placer(read_policy("headway"), quantile=quantile, draw=random.Random(0))
+    return placer.place(request, Roster(Still(view) for view in views), now_s)
 
 
 def order(request: Ask, *views: View) -> list[str]:

@@ -58,6 +58,7 @@ def test_a_typo_stops_the_start_and_names_the_field(workers: str, problem: str) 
         (("--workers", "text=a:1", "--upstream-cert", __file__), "upstream_cert"),
         (("--workers", "text=a:1", "--cache-secret", "/no/such/file"), "cache_secret"),
         (("--workers", "text=a:1", "--worker", "text=b:1"), "--worker"),
+        (("--workers", "text=a:1", "--placement", "random"), "placement.*power-of-two"),
     ],
 )
 def test_what_is_wrong_is_named(flags: tuple[str, ...], field: str) -> None:

@@ -133,6 +133,7 @@ async def member_with_report() -> tuple[Member, Now, grpc.aio.Channel]:
         clock=now,
         changed=lambda: None,
         others=lambda: False,
+        may_leave=lambda: False,
     )
     described = worker_pb2.DescribeResponse(worker_id="w", kind=common_pb2.KIND_IMAGE)
     described.assets.add(name="sums", hash="h").ladder.rungs.add(label="1", quality=1.0, nfe=1)

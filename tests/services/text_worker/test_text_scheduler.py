@@ -113,6 +113,19 @@ def test_options_always_fall_in_steps_and_quality(max_tokens: int, floor: int, d
     assert work.new_tokens + left[0] == max_tokens
 
 
+def test_a_chunk_leaves_the_rest_of_the_prompt_and_a_decode_step_one_token_less() -> None:
+    pool = BlockPool(64)
+    works = [sequence(held=pool), sequence(prompt=200)]
+    jobs = {work.ticket.key: scheduler(pool).job(work, 0.0) for work in works}
+    batch = scheduler(pool).next_batch(works, 0.0, AS_MEASURED)
+    assert batch is not None
+    decoded, chunked = (batch.after(jobs[work.ticket.key]).options[0].load for work in works)
+    assert (decoded.steps_left, decoded.setup.mean_ms) == (99, 0.0)
+    whole_ms = jobs[works[1].ticket.key].options[0].load.setup.mean_ms
+    assert chunked.steps_left == 100
+    assert chunked.setup.mean_ms == pytest.approx(whole_ms * (200 - 64) / 200)
+
+
 def test_what_is_left_of_the_prompt_is_setup() -> None:
     job = scheduler().job(sequence(prompt=64 + 8), 0.0)
     assert job.options[0].load.setup.mean_ms == pytest.approx(9.0 + 2.0)

@@ -12,6 +12,7 @@ import torch
 from text_rig import ENDLESS, GREEDY, LONG_S, MODEL, ask, refusal, served
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from headway.continuing import Text
 from headway.errors import from_rpc_error
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc, worker_pb2, worker_pb2_grpc
 
@@ -109,6 +110,39 @@ async def test_resume_goes_on_where_an_answer_was_cut_off(channel: grpc.aio.Chan
     assert rest.summary.usage.completion_tokens == len(whole.token_ids) - 12
 
 
+@pytest.mark.parametrize("ends_by", ["LENGTH", "STOP_STRING", "STOP"])
+async def test_an_answer_of_which_only_the_end_was_lost_gets_its_end(channel: grpc.aio.Channel, ends_by: str) -> None:
+    """As the router asks for it when a worker dies between the last chunk and the summary."""
+    fields: dict[str, Any] = {"max_tokens": 30}
+    if ends_by == "STOP_STRING":
+        fields["stop"] = [(await ask(channel, max_tokens=30)).text[20:26]]
+    if ends_by == "STOP":
+        fields["structure"] = text_pb2.Structure(regex="[a-z ]{8}")
+    request = text_pb2.GenerateRequest(chat=ENDLESS, sampling=GREEDY, **fields)
+    stub, answer = text_pb2_grpc.TextGenerationStub(channel), Text(request.SerializeToString(), request)
+    *messages, last = [message async for message in stub.Generate(request, timeout=LONG_S)]
+    for message in messages:
+        answer.passed(message.SerializeToString())
+    again = text_pb2.GenerateRequest.FromString(answer.next() or b"")
+    rest = [message async for message in stub.Generate(again, timeout=LONG_S)]
+    left = [message for message in rest if answer.rest(message)]
+    assert [message.WhichOneof("part") for message in rest] == ["plan", "summary"]
+    assert [message.WhichOneof("part") for message in left] == ["summary"]
+    summary = left[0].summary
+    assert text_pb2.FinishReason.Name(summary.finish_reason) == f"FINISH_REASON_{ends_by}"
+    assert (summary.finish_reason, summary.usage) == (last.summary.finish_reason, last.summary.usage)
+    assert (summary.served.rung, summary.served.quality) == (last.summary.served.rung, last.summary.served.quality)
+    assert (summary.served.steps_executed, rest[0].plan.steps) == (0, 0)
+
+
+async def test_a_token_that_ends_texts_ends_one_that_goes_on_from_it(channel: grpc.aio.Channel) -> None:
+    stub = text_pb2_grpc.TextGenerationStub(channel)
+    resume = text_pb2.Resume(token_ids=[5, 1], sampler_position=2)
+    request = text_pb2.GenerateRequest(chat=ENDLESS, sampling=GREEDY, resume=resume)
+    _, last = [message async for message in stub.Generate(request, timeout=LONG_S)]
+    assert last.summary.finish_reason == text_pb2.FINISH_REASON_STOP
+
+
 async def test_a_shorter_deadline_plans_fewer_tokens(channel: grpc.aio.Channel) -> None:
     qualities = []
     for share in (20.0, 0.8, 0.5, 0.3):
@@ -183,7 +217,9 @@ def level(**fields: Any) -> common_pb2.ServiceLevel:
         ({"stop": ["ä" * 129]}, "stop[0]"),
         ({"resume": text_pb2.Resume(token_ids=[5, 6], sampler_position=1)}, "resume.sampler_position"),
         ({"resume": text_pb2.Resume(token_ids=[9999], sampler_position=1)}, "resume.token_ids"),
-        ({"resume": text_pb2.Resume(token_ids=[1], sampler_position=1)}, "resume.token_ids"),
+        ({"resume": text_pb2.Resume(token_ids=[1, 5], sampler_position=2)}, "resume.token_ids"),
+        ({"resume": text_pb2.Resume(token_ids=[5] * 101, sampler_position=101)}, "resume.token_ids"),
+        ({"resume": text_pb2.Resume(token_ids=[5, 6], sampler_position=2), "max_tokens": 1}, "resume.token_ids"),
         ({"resume": text_pb2.Resume(seed=4), "sampling": text_pb2.Sampling(seed=5)}, "resume.seed"),
         ({"resume": text_pb2.Resume(grammar_state=b"x")}, "resume.grammar_state"),
         ({"sampling": text_pb2.Sampling(min_p=1.1)}, "sampling.min_p"),
