@@ -2,7 +2,7 @@
 
 gsplat 1.5.3 projects, shades and composites in plain torch (`gsplat.rendering._rasterization`), but asks
 CUDA for the tile lists, for which gaussian reaches which pixel, and for nerfacc's scans. Those few are
-given here in torch, slow and plain.
+given here in torch, slow and plain. With them gsplat's public functions run on a CPU too, for batches of views.
 """
 
 import contextlib
@@ -68,28 +68,58 @@ def without_cuda() -> Iterator[None]:
     import nerfacc.volrend
     from gsplat.cuda import _torch_impl, _wrapper
 
-    def shade(degree: int, directions: Tensor, coefficients: Tensor, masks: Tensor) -> Tensor:
-        return _torch_impl._spherical_harmonics(degree, directions, coefficients)
-
     with contextlib.ExitStack() as patches:
         for module, name, twin in (
             (_wrapper, "rasterize_to_indices_in_range", _reached),
             (nerfacc.volrend, "pack_info", _pack_info),
             (nerfacc.cuda, "exclusive_prod_forward", _exclusive_prod),
-            (gsplat.rendering, "isect_tiles", _isect_tiles),
-            (gsplat.rendering, "isect_offset_encode", _torch_impl._isect_offset_encode),
-            (gsplat.rendering, "spherical_harmonics", shade),
+            (gsplat, "fully_fused_projection", _project),
+            (gsplat, "rasterize_to_pixels", _torch_impl._rasterize_to_pixels),
+            *((module, "isect_tiles", _isect_tiles) for module in (gsplat, gsplat.rendering)),
+            *(
+                (module, "isect_offset_encode", _torch_impl._isect_offset_encode)
+                for module in (gsplat, gsplat.rendering)
+            ),
+            *((module, "spherical_harmonics", _shade) for module in (gsplat, gsplat.rendering)),
         ):
             patches.enter_context(mock.patch.object(module, name, twin))
         yield
 
 
+def _project(
+    means: Tensor, covars: None, quats: Tensor, scales: Tensor, viewmats: Tensor, ks: Tensor, width: int, height: int,
+    *, opacities: Tensor,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """gsplat's torch projection with the arguments of its CUDA one; opacities only narrow what that draws."""
+    from gsplat.cuda import _torch_impl
+
+    shapes, _ = _torch_impl._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
+    return _torch_impl._fully_fused_projection(means, shapes, viewmats, ks, width, height)
+
+
+def _shade(degree: int, directions: Tensor, coefficients: Tensor, masks: Tensor) -> Tensor:
+    from gsplat.cuda import _torch_impl
+
+    return _torch_impl._spherical_harmonics(degree, directions, coefficients)
+
+
 def _isect_tiles(
     means2d: Tensor, radii: Tensor, depths: Tensor, tile: int, across: int, down: int, **_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_torch_impl._isect_tiles` for one image, without its Python double loop; the sort is stable, as
-    CUDA's is."""
-    means2d, radii, depths = means2d[0], radii[0], depths[0]
+    """`_torch_impl._isect_tiles` without its Python double loop; the sort is stable, as CUDA's is."""
+    found = [_tiles_of_image(*planes, tile, across, down) for planes in zip(means2d, radii, depths, strict=True)]
+    image_bit = (across * down).bit_length() + 32
+    return (
+        torch.stack([counts for counts, _, _ in found]),
+        torch.cat([keys | image << image_bit for image, (_, keys, _) in enumerate(found)]),
+        torch.cat([ids + image * means2d.shape[1] for image, (_, _, ids) in enumerate(found)]),
+    )
+
+
+def _tiles_of_image(
+    means2d: Tensor, radii: Tensor, depths: Tensor, tile: int, across: int, down: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per gaussian how many tiles it reaches, then for each of them its tile and depth, in order, and the gaussian."""
     limit = torch.tensor([across, down])
     first = torch.floor((means2d - radii) / tile).clamp(torch.zeros(2), limit).long()
     last = torch.ceil((means2d + radii) / tile).clamp(torch.zeros(2), limit).long()
@@ -101,7 +131,7 @@ def _isect_tiles(
     row = first[ids, 1] + within // sides[ids, 0].clamp(min=1)
     depth_bits = depths.float().contiguous().view(torch.int32).long()[ids]
     keys, order = torch.sort(((row * across + column) << 32) | depth_bits, stable=True)
-    return counts[None].int(), keys, ids[order].int()
+    return counts.int(), keys, ids[order].int()
 
 
 def _reached(
@@ -112,32 +142,33 @@ def _reached(
     left."""
     bounds = torch.cat([offsets.flatten(), torch.tensor([len(flatten_ids)])]).tolist()
     found_gaussians, found_pixels = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
-    across = offsets.shape[-1]
+    down, across = offsets.shape[-2:]
     for index in range(len(bounds) - 1):
         low = bounds[index] + start * tile * tile
         high = min(bounds[index + 1], bounds[index] + end * tile * tile)
         if low >= high:
             continue
-        ids = flatten_ids[low:high].long()
-        top, left = index // across * tile, index % across * tile
+        ids = flatten_ids[low:high].long() % means2d.shape[1]
+        image, here = divmod(index, down * across)
+        top, left = here // across * tile, here % across * tile
         rows, columns = torch.meshgrid(
             torch.arange(top, min(top + tile, height)),
             torch.arange(left, min(left + tile, width)),
             indexing="ij",
         )
         rows, columns = rows.flatten(), columns.flatten()
-        dx = columns[:, None] + 0.5 - means2d[0, ids, 0]
-        dy = rows[:, None] + 0.5 - means2d[0, ids, 1]
-        a, b, c = conics[0, ids].unbind(-1)
+        dx = columns[:, None] + 0.5 - means2d[image, ids, 0]
+        dy = rows[:, None] + 0.5 - means2d[image, ids, 1]
+        a, b, c = conics[image, ids].unbind(-1)
         sigma = 0.5 * (a * dx**2 + c * dy**2) + b * dx * dy  # [pixels, gaussians]
-        alpha = (opacities[0, ids] * torch.exp(-sigma)).clamp(max=0.999)
+        alpha = (opacities[image, ids] * torch.exp(-sigma)).clamp(max=0.999)
         drawn = (sigma >= 0) & (alpha >= MIN_ALPHA)
-        left_over = transmittances[0, rows, columns][:, None] * torch.cumprod(1 - alpha * drawn, dim=-1)
+        left_over = transmittances[image, rows, columns][:, None] * torch.cumprod(1 - alpha * drawn, dim=-1)
         pixel, gaussian = torch.nonzero(drawn & (left_over > MIN_TRANSMITTANCE), as_tuple=True)
         found_gaussians.append(ids[gaussian])
-        found_pixels.append((rows * width + columns)[pixel])
+        found_pixels.append((image * height * width + rows * width + columns)[pixel])
     pixels, order = torch.sort(torch.cat(found_pixels), stable=True)
-    return torch.cat(found_gaussians)[order], pixels, torch.zeros_like(pixels)
+    return torch.cat(found_gaussians)[order], pixels % (height * width), pixels // (height * width)
 
 
 def _pack_info(ray_indices: Tensor, n_rays: int) -> Tensor:

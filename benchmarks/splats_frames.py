@@ -134,7 +134,8 @@ def _round(rasterizer: Rasterizer, scene: Scene, views: Sequence[Camera]) -> Ite
         start = time.perf_counter()
         picture = rasterizer.render(scene, camera)
         frame_ms = (time.perf_counter() - start) * 1000
-        stages = (picture.project_ms, picture.bin_ms, picture.blend_ms)
+        assert picture.stages is not None
+        stages = (picture.stages.project_ms, picture.stages.bin_ms, picture.stages.blend_ms)
         yield Sample(picture.visible, picture.pairs, camera.width * camera.height, *stages, frame_ms)
 
 

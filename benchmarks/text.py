@@ -28,6 +28,9 @@ from services.text_worker.tokenizer import load_tokenizer
 
 console = Console(width=140)
 OURS = (("fp32",), ("bf16",), ("int8",), ("fp32", "invariant"))
+TRUTH = "headway fp32"
+LEAST_SAME_FIRST = 0.5
+"""Below this share of equal first tokens a contender runs another model; with random weights fewer bits change some."""
 LEAST_SAME_TOP = 0.9
 """Below this share of equal likeliest tokens on the trained model a kind of weights is not reported."""
 
@@ -46,6 +49,16 @@ def run(command: list[str], task: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def same_first_share(answer: dict[str, Any], truth: dict[str, Any]) -> float:
+    """How many requests' first tokens are those of `truth`, in the first run of every workload."""
+    pairs = [
+        pair
+        for name, runs in answer["runs"].items()
+        for pair in zip(runs[0]["tokens"], truth["runs"][name][0]["tokens"], strict=True)
+    ]
+    return sum(one[0] == other[0] for one, other in pairs) / len(pairs)
 
 
 def row(runs: list[dict[str, Any]], workload: Workload) -> dict[str, float]:
@@ -93,11 +106,18 @@ def measure(
                 "workloads": [asdict(workload) for workload in work],
             }
             try:
-                answers[name].append(run(command, task))
-                console.print(f"round {turn + 1}: {name}")
+                answer = run(command, task)
             except (OSError, subprocess.CalledProcessError) as error:
                 failed[name] = str(getattr(error, "stderr", "") or error).strip()[-300:]
                 console.print(f"{name} cannot run: {failed[name]}")
+                continue
+            truth = answers[TRUTH][0] if answers[TRUTH] else answer
+            if (same := same_first_share(answer, truth)) < LEAST_SAME_FIRST:
+                failed[name] = f"only {same:.0%} of first tokens are those of {TRUTH}"
+                console.print(f"{name}: {failed[name]}")
+                continue
+            answers[name].append({**answer, "same_first_share": same})
+            console.print(f"round {turn + 1}: {name}; {same:.0%} of first tokens as {TRUTH}")
     rows = []
     for name, given in answers.items():
         for workload in work:
@@ -105,6 +125,7 @@ def measure(
             if runs:
                 peak_mb = max(answer["peak_mb"] for answer in given)
                 shown = {"contender": name, "precision": given[0]["precision"], "workload": workload.name}
+                shown["same_first_share"] = min(answer["same_first_share"] for answer in given)
                 rows.append({**shown, **row(runs, workload), "peak_mb": peak_mb})
     return {"rows": rows, "notes": {name: given[0]["notes"] for name, given in answers.items()}, "failed": failed}
 

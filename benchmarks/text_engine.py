@@ -23,16 +23,18 @@ from tokenizers import Tokenizer, models
 
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
+from headway.engine import Batch
 from headway.engine_loop import EngineLoop
 from headway.planning import Setting
 from headway.quality import read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
+from services.text_worker.backend import Span
 from services.text_worker.costs import TextCosts, costs_of
 from services.text_worker.costs import measure as measure_costs
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import WeightKind
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.drawing import draw
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
@@ -40,7 +42,7 @@ from services.text_worker.kv.pages import Pages, blocks_for
 from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.model.families import load_architecture
 from services.text_worker.sampling import Sampler, Sampling
-from services.text_worker.scheduler import TextScheduler
+from services.text_worker.scheduler import TextBatch, TextScheduler
 from services.text_worker.sequence import LADDER, Delta, Sequence, goals_of
 from services.text_worker.speculation import Mode
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
@@ -88,9 +90,13 @@ class TimedModel:
 
 
 class _Alone:
-    """A device that nobody else wants, and an observer that looks away."""
+    """A device that nobody else wants, and an observer that notes what steps were to take and took."""
 
     wait_s, granted = 0.0, True
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[bool, float, float]] = []
+        """Whether there were drafts in it; predicted ms; actual ms."""
 
     @contextmanager
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator["_Alone"]:
@@ -103,7 +109,10 @@ class _Alone:
     def others(self) -> tuple[tuple[float, float], ...]:
         return ()
 
-    def stepped(self, *_: Any) -> None: ...
+    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None:
+        assert isinstance(batch, TextBatch)
+        drafts = any(part.drafts for part in batch.parts)
+        self.steps.append((drafts, batch.predicted.mean_ms, actual_ms))
 
     def finished(self, *_: Any) -> None: ...
 
@@ -122,9 +131,10 @@ class Engine:
         if speculate != "off":
             sizes = {"max_batch": MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
             costs = costs_of(measure_costs(self.model, self.store.pages, device=alone, **sizes), CHUNK_TOKENS)  # type: ignore[arg-type]
+        self.speculate = speculate
         planning = Setting(now_s=0.0, curve=costs.decode, max_batch=MAX_BATCH)
         scheduler = TextScheduler(costs, self.store.pool, planning, speculate=speculate)
-        self.drafted = self.accepted = 0
+        self.drafted, self.accepted, self.observed = 0, 0, alone
         engine = TextEngine(self.model, self.store, costs, clock=time.monotonic, told=self._told)  # type: ignore[arg-type]
         self.loop = EngineLoop(scheduler, engine, clock=time.monotonic, device=alone, observer=alone, name="bench")
 

@@ -52,6 +52,7 @@ async def measure(folder: Path, weights: Any, batches: Several[int], rounds: int
                 runs: dict[Mode, list[Run]] = {mode: [] for mode in MODES}
                 for engine in engines.values():
                     engine.drafted = engine.accepted = 0
+                    engine.observed.steps.clear()
                 for turn in range(rounds + 1):  # the first to warm up
                     for mode, engine in engines.items():
                         runs[mode].append(
@@ -73,17 +74,29 @@ def row(kind: str, batch: int, mode: Mode, engine: Engine, runs: Several[Run]) -
         "tokens_per_s_least": min(tokens / run.wall_s for run in runs),
         "drafts_a_token": engine.drafted / (tokens * (len(runs) + 1)),
         "accepted_share": engine.accepted / engine.drafted if engine.drafted else None,
+        "actual_over_predicted": {"plain": _ratio(engine, drafts=False), "with drafts": _ratio(engine, drafts=True)},
     }
+
+
+def _ratio(engine: Engine, *, drafts: bool) -> float | None:
+    """Of what steps with or without drafts took over what they were to take; None without any, or a prediction."""
+    steps = [(predicted, actual) for having, predicted, actual in engine.observed.steps if having == drafts]
+    predicted_ms = sum(predicted for predicted, _ in steps)
+    known = engine.speculate != "off" and predicted_ms > 0  # else costs were not measured
+    return sum(actual for _, actual in steps) / predicted_ms if known else None
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="speculation by prompt lookup")
-    for heading in ("prompts", "batch", "mode", "tokens/s (least)", "drafts a token", "accepted"):
+    ratio = "actual / predicted, plain; with drafts"
+    for heading in ("prompts", "batch", "mode", "tokens/s (least)", "drafts a token", "accepted", ratio):
         table.add_column(heading)
     for one in rows:
         accepted = "" if one["accepted_share"] is None else f"{one['accepted_share']:.0%}"
         rate = f"{one['tokens_per_s']:.0f} ({one['tokens_per_s_least']:.0f})"
-        table.add_row(one["prompts"], str(one["batch"]), one["mode"], rate, f"{one['drafts_a_token']:.2f}", accepted)
+        ratios = "; ".join(f"{value:.2f}" for value in one["actual_over_predicted"].values() if value is not None)
+        drafts = f"{one['drafts_a_token']:.2f}"
+        table.add_row(one["prompts"], str(one["batch"]), one["mode"], rate, drafts, accepted, ratios)
     console.print(table)
 
 

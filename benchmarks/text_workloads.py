@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 32_000}
 HEADS = {"num_attention_heads": 12, "num_key_value_heads": 4, "max_position_embeddings": 2048}
-SMALL = {"hidden_size": 192, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
+SMALL = {"hidden_size": 384, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from headway.config import ServiceConfig, WorkerConfig
 from headway.errors import Unauthenticated
 from headway.lease import HEADER, LeaseCheck, read_secret
+from headway.watched import Watched
 from headway.yaml_file import read_mapping
 
 OPEN_TENANT = "default"
@@ -74,6 +76,25 @@ def _digests(tenant: str, listed: object) -> list[str]:
     return listed
 
 
+class Keys(Protocol):
+    """Knows tenants by their keys."""
+
+    def tenant(self, key: str) -> str | None:
+        """Whose key this is; None when it is nobody's."""
+
+
+class KeyFile:
+    """The keys of a file as it is now: a key that is added or taken away counts within a second or so."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises as `load_keys`. A file that is wrong later is logged, and the keys that it had stay."""
+        self._ring = Watched("api_keys", [path], lambda: load_keys(path))
+
+    def tenant(self, key: str) -> str | None:
+        """Whose key this is; None when it is nobody's."""
+        return self._ring.value().tenant(key)
+
+
 class Authenticator:
     """Names the tenant of a call from its metadata and its connection."""
 
@@ -81,25 +102,39 @@ class Authenticator:
     """Who takes leases here; set before calls are taken."""
 
     def __init__(
-        self, keys: KeyRing | None = None, *, mutual_tls: bool = False, leases: LeaseCheck | None = None
+        self,
+        keys: Keys | None = None,
+        *,
+        mutual_tls: bool = False,
+        leases: LeaseCheck | None = None,
+        operators: Collection[str] = (),
     ) -> None:
-        """`mutual_tls`: connections carry a client certificate that TLS has verified."""
+        """`mutual_tls`: connections carry a certificate that TLS has verified; `operators`: see `may_operate`."""
         self._keys, self._mutual_tls, self._leases = keys, mutual_tls, leases
+        self._operators = frozenset(operators)
 
     @classmethod
     def from_config(cls, config: ServiceConfig) -> "Authenticator":
         """Reads the files of keys and secret, if there are such. Raises OSError, `KeyFileError` or `YamlFileError`."""
-        keys = load_keys(config.api_keys) if config.api_keys is not None else None
+        keys = KeyFile(config.api_keys) if config.api_keys is not None else None
         secret = config.lease_secret if isinstance(config, WorkerConfig) else None
         leases = LeaseCheck(read_secret(secret)) if secret is not None else None
-        return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases)
+        return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases, operators=config.operators)
+
+    def may_operate(self, tenant: str) -> bool:
+        """Whether a tenant may do what concerns others, such as a drain. Where nobody is identified everybody may."""
+        return self._open or tenant in self._operators
+
+    @property
+    def _open(self) -> bool:
+        return self._keys is None and not self._mutual_tls and self._leases is None
 
     def tenant(self, metadata: Iterable[tuple[str, str | bytes]], auth_context: Mapping[str, Iterable[bytes]]) -> str:
         """The caller's tenant. A lease decides before a key, a key before a certificate. Raises `Unauthenticated`.
 
         `auth_context` is gRPC's of the connection. Without keys, mutual TLS and leases every caller is `OPEN_TENANT`.
         """
-        if self._keys is None and not self._mutual_tls and self._leases is None:
+        if self._open:
             return OPEN_TENANT
         if self._leases is not None:
             leases = [value for name, value in metadata if name == HEADER]
@@ -115,7 +150,7 @@ class Authenticator:
         raise Unauthenticated("no API key; send metadata authorization: Bearer KEY")
 
 
-def _by_key(keys: KeyRing, given: list[str | bytes]) -> str:
+def _by_key(keys: Keys, given: list[str | bytes]) -> str:
     match = _BEARER.fullmatch(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
     if match is None:
         raise Unauthenticated("authorization must be given once, as: Bearer KEY")

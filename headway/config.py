@@ -75,7 +75,20 @@ def _split_commas(value: object) -> object:
 OrOff = BeforeValidator(_none_when_off)
 """Lets a flag, a variable or YAML say "off" where None is meant: `Annotated[int | None, OrOff]`."""
 
+
+def check_target(address: str) -> str:
+    """An address to connect to: as one to listen on, but port 0 cannot be called. Raises ValueError."""
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise ValueError(f"{address!r}: {error}") from None
+    if not address.startswith("unix:") and int(address.rpartition(":")[2]) == 0:
+        raise ValueError(f"{address!r}: port 0 cannot be called")
+    return address
+
+
 Address = Annotated[str, AfterValidator(check_address)]
+Target = Annotated[str, AfterValidator(check_target)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -113,7 +126,10 @@ class ServiceConfig(BaseModel):
     max_metadata_kib: int = setting(16, "most metadata a call may bring", group="Serving", unit="KIB", ge=4, le=64)
 
     tls_cert: Annotated[FilePath | None, OrOff] = setting(
-        None, "certificate chain (PEM); turns TLS on, with --tls-key", group="Security", unit="FILE"
+        None,
+        "certificate chain (PEM), read anew when it changes; turns TLS on, with --tls-key",
+        group="Security",
+        unit="FILE",
     )
     tls_key: Annotated[FilePath | None, OrOff] = setting(
         None, "private key (PEM) of --tls-cert", group="Security", unit="FILE"
@@ -126,10 +142,19 @@ class ServiceConfig(BaseModel):
     )
     api_keys: Annotated[FilePath | None, OrOff] = setting(
         None,
-        "YAML of tenant: [sha256 of key, ...]; without it every caller is one tenant",
+        "YAML of tenant: [sha256 of key, ...], read anew when it changes; without it every caller is one tenant",
         group="Security",
         unit="FILE",
     )
+
+    operators: CommaList = setting(
+        ("router",), "tenants that may drain a service, and load and unload scenes; without keys and certificates "
+        "everybody may", group="Security", unit="TENANT,...",
+    )  # fmt: skip
+    debug_services: Literal["local", "always", "never"] = setting(
+        "local", "when reflection and channelz are served; local: on loopback and Unix sockets only",
+        group="Security", unit="WHEN",
+    )  # fmt: skip
 
     metrics_port: Annotated[Port | None, OrOff] = setting(
         0,
@@ -152,6 +177,32 @@ class ServiceConfig(BaseModel):
             raise ValueError("tls_cert and tls_key are set together or not at all")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
+
+
+class UpstreamConfig(ServiceConfig):
+    """One service that calls others of the mesh."""
+
+    upstream_ca: Annotated[FilePath | None, OrOff] = setting(
+        None, "authority (PEM) of the certificates of the services that it calls; turns TLS to them on",
+        group="Security", unit="FILE",
+    )  # fmt: skip
+    upstream_cert: Annotated[FilePath | None, OrOff] = setting(
+        None, "certificate (PEM) to show them: mutual TLS", group="Security", unit="FILE"
+    )
+    upstream_key: Annotated[FilePath | None, OrOff] = setting(
+        None, "private key (PEM) of --upstream-cert", group="Security", unit="FILE"
+    )
+    upstream_api_key: Annotated[FilePath | None, OrOff] = setting(
+        None, "file with the API key to show them", group="Security", unit="FILE"
+    )
+
+    @model_validator(mode="after")
+    def _upstream_is_whole(self) -> Self:
+        if (self.upstream_cert is None) != (self.upstream_key is None):
+            raise ValueError("upstream_cert and upstream_key are set together or not at all")
+        if self.upstream_cert is not None and self.upstream_ca is None:
+            raise ValueError("upstream_cert needs upstream_ca")
         return self
 
 

@@ -152,7 +152,7 @@ class LearnedScale:
 
 
 class LearnedStall:
-    """Learns online how much longer than predicted single steps take: the longest lately, forgotten by and by.
+    """Learns online how much longer single steps take than they should at most: the longest lately, soon forgotten.
 
     A normal distribution knows nothing of a step in a thousand that the machine holds up for many times its length.
     What is admitted behind others keeps that much time free, which moves answers forward and costs no throughput.
@@ -164,10 +164,10 @@ class LearnedStall:
     def __init__(self) -> None:
         self._longest_ms = 0.0
 
-    def observe(self, *, predicted_ms: float, actual_ms: float) -> None:
-        """Takes in one step, predicted at the host's present speed. Mutates the estimate."""
+    def observe(self, *, most_ms: float, actual_ms: float) -> None:
+        """Takes in one step, and what it was to take at most at the host's present speed. Mutates the estimate."""
         self._longest_ms *= 0.5 ** (1 / self.HALF_LIFE_STEPS)
-        self._longest_ms = max(self._longest_ms, min(actual_ms - predicted_ms, self.MOST_MS))
+        self._longest_ms = max(self._longest_ms, min(actual_ms - most_ms, self.MOST_MS))
 
     @property
     def value_ms(self) -> float:

@@ -327,8 +327,7 @@ class EngineLoop(Generic[W]):
             return
         with self._changed:
             events = self._engine.apply(batch, result, end_s)
-            actual_ms = (end_s - start_s + between_s) * 1000
-            self._host.stepped(calibrated_ms=batch.predicted.mean_ms, actual_ms=actual_ms)
+            self._host.stepped(batch.predicted, (end_s - start_s + between_s) * 1000)
             self._take_out(events)
             self._step_ended_s = end_s
             queued = sum(1 for work in self._works.values() if work.ticket.started_s is None)

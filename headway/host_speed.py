@@ -6,6 +6,8 @@ from collections import deque
 from headway.cost import Cost, LearnedScale, LearnedStall
 
 _STEADY = 1.5
+_MOST = 0.999
+"""What a step takes at most in this share of cases is in its own variance; what it takes beyond is a stall."""
 
 
 class HostSpeed:
@@ -22,13 +24,13 @@ class HostSpeed:
 
     @property
     def stall_ms(self) -> float:
-        """How much longer than predicted a step may take: see `LearnedStall`."""
+        """How much longer a step may take than its own variance says: see `LearnedStall`."""
         return self._stall.value_ms
 
-    def stepped(self, *, calibrated_ms: float, actual_ms: float) -> None:
+    def stepped(self, calibrated: Cost, actual_ms: float) -> None:
         """Takes in one step. Mutates what is learned."""
-        self._stall.observe(predicted_ms=calibrated_ms * self.scale.mean_ms, actual_ms=actual_ms)
-        self._scale.observe(predicted_ms=calibrated_ms, actual_ms=actual_ms)
+        self._stall.observe(most_ms=calibrated.scaled(self.scale).quantile_ms(_MOST), actual_ms=actual_ms)
+        self._scale.observe(predicted_ms=calibrated.mean_ms, actual_ms=actual_ms)
 
     def pulsed(self, ratio: float) -> bool:
         """Takes in a pulse that took so many times what was calibrated; returns whether that was as expected.

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +18,8 @@ BLOCK_TOKENS = 32
 """Prompt tokens in one prefix block."""
 CHUNK_BYTES = 256
 """Bytes of the canonical prompt in one chunk."""
+TOKEN_BYTES = 4
+"""Bytes of a token in the canonical form of a prompt that came as token ids."""
 HASH_BYTES = 32
 MAX_PAYLOAD_BYTES = 2 << 20
 """Header and KV bytes of one block, as the prefix cache takes it."""
@@ -67,14 +69,22 @@ def token_chain(
         blocks = [pack(*tokens[end - block_tokens : end]) for end in ends]
     except struct.error as error:
         raise ValueError("a token is not a number of 0 to 2**32 - 1") from error
-    return _chain(after or _root(b"headway tokens 1", salt, fingerprint, block_tokens), blocks)
+    return tuple(_links(after or _root(b"headway tokens 1", salt, fingerprint, block_tokens), blocks))
+
+
+def chunk_links(canonical: bytes, *, salt: str, fingerprint: bytes) -> Iterator[bytes]:
+    """The hash of each full chunk of a canonical prompt over all bytes up to its end; 32 bytes each.
+
+    A link is hashed when it is asked for: who stops at the first that nobody knows pays for no more.
+    """
+    ends = range(CHUNK_BYTES, len(canonical) + 1, CHUNK_BYTES)
+    chunks = (canonical[end - CHUNK_BYTES : end] for end in ends)
+    return _links(_root(b"headway chunks 1", salt, fingerprint, CHUNK_BYTES), chunks)
 
 
 def chunk_chain(canonical: bytes, *, salt: str, fingerprint: bytes) -> tuple[bytes, ...]:
-    """The hash of every full chunk of a canonical prompt, each over all bytes up to its end; 32 bytes each."""
-    ends = range(CHUNK_BYTES, len(canonical) + 1, CHUNK_BYTES)
-    chunks = [canonical[end - CHUNK_BYTES : end] for end in ends]
-    return _chain(_root(b"headway chunks 1", salt, fingerprint, CHUNK_BYTES), chunks)
+    """All of `chunk_links`."""
+    return tuple(chunk_links(canonical, salt=salt, fingerprint=fingerprint))
 
 
 def canonical_text(prompt: str) -> bytes:
@@ -88,6 +98,17 @@ def canonical_messages(messages: Iterable[tuple[str, str]]) -> bytes:
     A conversation that goes on, be it in its last message, has this one's bytes less the final mark as its beginning.
     """
     return b"M" + b"".join(_escaped(role) + _UNIT + _escaped(content) + _RECORD for role, content in messages)
+
+
+def canonical_tokens(ids: Sequence[int]) -> bytes:
+    """The canonical bytes of a prompt that came as token ids, `TOKEN_BYTES` each behind a mark.
+
+    Raises ValueError for a token outside 0 to 2**32 - 1.
+    """
+    try:
+        return b"I" + struct.pack(f"<{len(ids)}I", *ids)
+    except struct.error as error:
+        raise ValueError("a token is not a number of 0 to 2**32 - 1") from error
 
 
 _ESCAPE, _UNIT, _RECORD = b"\x1b", b"\x1f", b"\x1e"
@@ -104,12 +125,10 @@ def _root(what: bytes, salt: str, fingerprint: bytes, size: int) -> bytes:
     return digest.digest()
 
 
-def _chain(root: bytes, parts: Iterable[bytes]) -> tuple[bytes, ...]:
-    links: list[bytes] = []
+def _links(root: bytes, parts: Iterable[bytes]) -> Iterator[bytes]:
     for part in parts:
         root = hashlib.sha256(root + part).digest()
-        links.append(root)
-    return tuple(links)
+        yield root
 
 
 def _update(digest: "hashlib._Hash", *parts: bytes) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,10 +24,11 @@ from grpc_reflection.v1alpha import reflection
 
 from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
-from headway.channels import channel_options
-from headway.config import ServiceConfig
+from headway.channels import Credentials, channel_options, read_credentials
+from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import Draining, Failed, HeadwayError, TooManyCalls, to_trailers
+from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
+from headway.lease import read_secret
 from headway.telemetry import (
     UNKNOWN_TENANT,
     Metrics,
@@ -39,6 +41,7 @@ from headway.telemetry import (
     start,
     watch_loop_lag,
 )
+from headway.tls import CertificateError, ServerCertificates
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,10 @@ tenant_of_call: ContextVar[str] = ContextVar("tenant_of_call", default=OPEN_TENA
 
 _OURS = "/headway.v1."
 _KINDS = {"TextGeneration": "text", "ImageGeneration": "image", "SplatRendering": "splat"}
+_OPERATING = {
+    f"{_OURS}{method}"
+    for method in ("Router/Drain", "Worker/Drain", "SplatRendering/LoadScene", "SplatRendering/UnloadScene")
+}
 _WORK = {"Generate", "Render", "RenderProgressive", "RenderPath"}
 
 
@@ -136,7 +143,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
-            self._enter(tenant)
+            self._enter(tenant, method)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
@@ -160,8 +167,10 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if error is not None:
             await context.abort(error.status, error.message, to_trailers(error))
 
-    def _enter(self, tenant: str) -> None:
+    def _enter(self, tenant: str, method: str) -> None:
         tenant_of_call.set(tenant)
+        if method in _OPERATING and not self._authenticator.may_operate(tenant):
+            raise PermissionDenied(f"{tenant} is not one of the operators of this service, who alone may do this")
         if self.draining:
             raise Draining("the server drains and takes nothing new", retry_after_s=1.0)
         if self.in_flight >= self._max:
@@ -204,6 +213,24 @@ class StartError(Exception):
     """The service cannot start; the message names the setting and what is wrong."""
 
 
+def upstream_credentials(config: UpstreamConfig) -> Credentials:
+    """How a service shows itself to those that it calls. Raises `StartError`."""
+    try:
+        return read_credentials(
+            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
+        )
+    except OSError as error:
+        raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
+
+
+def mesh_secret(path: Path | None) -> bytes | None:
+    """The secret that routers and workers share; None for a mesh without. Raises `StartError`."""
+    try:
+        return None if path is None else read_secret(path)
+    except (OSError, ValueError) as error:
+        raise StartError(f"lease_secret: {error}") from error
+
+
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     if sys.platform == "win32":
         return None
@@ -239,7 +266,7 @@ async def serve(
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
-        health_servicer = _add_standard(server, served.registrations)
+        health_servicer = _add_standard(server, served.registrations, debug=_serves_debug(config))
         for registration in served.registrations:
             registration.add(server)
         await server.start()
@@ -288,25 +315,35 @@ def _server_options(config: ServiceConfig) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
     try:
-        if config.tls_cert is None or config.tls_key is None:
-            return server.add_insecure_port(config.listen)
-        ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
-        pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-        credentials = grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
-        return server.add_secure_port(config.listen, credentials)
-    except RuntimeError as error:
-        raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
+        certificates = ServerCertificates.from_config(config)
     except OSError as error:
         raise StartError(f"tls: cannot read {error.filename}: {error.strerror}") from error
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+    try:
+        if certificates is None:
+            return server.add_insecure_port(config.listen)
+        return server.add_secure_port(config.listen, certificates.credentials())
+    except RuntimeError as error:
+        raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
 
 
-def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration]) -> Any:
+def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration], *, debug: bool) -> Any:
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
-    names = [item.name for item in registrations]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if debug:
+        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
+        names = [item.name for item in registrations]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return health_servicer
+
+
+def _serves_debug(config: ServiceConfig) -> bool:
+    """Whether reflection and channelz are served: they tell everybody who connects what is here, and who else does."""
+    if config.debug_services != "local":
+        return config.debug_services == "always"
+    host = config.listen.rpartition(":")[0].strip("[]")
+    return config.listen.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _shown_address(listen: str, port: int) -> str:

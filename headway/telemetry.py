@@ -77,6 +77,7 @@ class CacheResult(StrEnum):
     MISS = "miss"
     WORSE = "worse"  # an entry was there, of a lower rung than would be planned now
     ERROR = "error"  # the cache could not be asked
+    JOINED = "joined"  # the same request was in flight, and its answer was waited for
 
 
 class Span(StrEnum):
@@ -201,6 +202,8 @@ class Metrics:
     def _mesh_metrics(self) -> None:
         self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
         self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
+        self.waiting = self._gauge("waiting_requests", "Requests that wait at the router for a worker's yes.", "kind")
+        self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
         self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
         self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")
 
@@ -291,7 +294,8 @@ class Tracing:
 
     @contextmanager
     def span(self, name: Span, parent: Context | None = None, **attributes: AttributeValue) -> Iterator[trace.Span]:
-        """Times the block and makes its span the current one; an exception marks it failed.
+        """Times the block and makes its span the current one; an exception marks it failed, by its kind alone: what it
+        says may quote the request.
 
         `parent` is what `extract` gave; None takes the current span, which other threads do not see.
         `attributes` are members of `Attribute` in lower case.
@@ -301,8 +305,14 @@ class Tracing:
                 yield trace.INVALID_SPAN
             return
         kind = _KINDS.get(name, trace.SpanKind.INTERNAL)
-        with self._tracer.start_as_current_span(name, parent, kind, _named(attributes)) as span:
-            yield span
+        with self._tracer.start_as_current_span(
+            name, parent, kind, _named(attributes), record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(trace.StatusCode.ERROR, _kind_of_failure(error))
+                raise
 
     def note(self, **attributes: AttributeValue) -> None:
         """Adds attributes to the current span; named as in `span`."""
@@ -326,6 +336,10 @@ class Tracing:
 
     def _epoch_ns(self, monotonic_s: float) -> int:
         return int((monotonic_s + self._epoch_less_monotonic_s) * 1e9)
+
+
+def _kind_of_failure(error: Exception) -> str:
+    return error.reason_name if isinstance(error, HeadwayError) else type(error).__name__
 
 
 def start(service: str, otlp_endpoint: str | None, *, version: str, instance: str) -> Tracing:

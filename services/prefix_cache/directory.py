@@ -77,7 +77,8 @@ class Directory:
         if len(changed) > MOST_PREFIXES:
             raise BadInput("events", f"would make {len(changed)} prefixes; at most {MOST_PREFIXES} of one worker")
         holder.sequence, holder.until_s, holder.prefixes = report.sequence, self._clock() + lease_s, changed
-        self._tell(report)
+        if report.snapshot or report.events:  # a sign of life is for the lease alone
+            self._tell(report)
         return False
 
     def lapse(self) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
+from pydantic import AfterValidator, BeforeValidator, FilePath
 
-from headway.config import Address, OrOff, ServiceConfig, check_address, setting
+from headway.config import Address, OrOff, Target, UpstreamConfig, check_target, setting
 from headway.prefix import MIN_SECRET_BYTES
 from headway.v1 import common_pb2
 from services.router.policies import DEFAULT, NAMES, read_policy
@@ -49,17 +49,6 @@ def _worker(part: str) -> WorkerAddress:
     return WorkerAddress(KINDS[kind], check_target(address))
 
 
-def check_target(address: str) -> str:
-    """An address to connect to: as one to listen on, but port 0 cannot be called. Raises ValueError."""
-    try:
-        check_address(address)
-    except ValueError as error:
-        raise ValueError(f"{address!r}: {error}") from None
-    if not address.startswith("unix:") and int(address.rpartition(":")[2]) == 0:
-        raise ValueError(f"{address!r}: port 0 cannot be called")
-    return address
-
-
 def check_placement(name: str) -> str:
     """A placement policy's name. Raises ValueError."""
     read_policy(name)
@@ -67,11 +56,10 @@ def check_placement(name: str) -> str:
 
 
 Workers = Annotated[tuple[Any, ...], BeforeValidator(read_workers)]
-Target = Annotated[str, AfterValidator(check_target)]
 PlacementName = Annotated[str, AfterValidator(check_placement)]
 
 
-class RouterConfig(ServiceConfig):
+class RouterConfig(UpstreamConfig):
     """Takes every kind of work and passes each request to the worker that will serve it best in time."""
 
     listen: Address = setting(
@@ -83,7 +71,10 @@ class RouterConfig(ServiceConfig):
         "is a worker", group="Mesh", unit="KIND=ADDRESS,...",
     )  # fmt: skip
     prefix_cache: Annotated[Target | None, OrOff] = setting(
-        None, "the prefix cache, for results; off: nothing is cached", group="Mesh", unit="HOST:PORT"
+        None,
+        "the prefix cache, for results and for who has which prompts cached",
+        group="Mesh",
+        unit="HOST:PORT",
     )
     resolve_interval_s: float = setting(
         3.0, "how often names of workers are resolved again",
@@ -96,6 +87,13 @@ class RouterConfig(ServiceConfig):
     placement: PlacementName = setting(
         DEFAULT, f"which worker is asked first: {DEFAULT}, or to compare: {', '.join(NAMES[1:])}",
         group="Mesh", unit="NAME",
+    )  # fmt: skip
+    single_flight: bool = setting(
+        True, "identical deterministic requests in flight share one worker's answer", group="Mesh"
+    )
+    waiting: int = setting(
+        64, "requests of each kind that may wait here, when no worker can promise them now but one could still do them "
+        "in time; 0: none", group="Mesh", unit="N", ge=0, le=4096,
     )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
@@ -128,24 +126,3 @@ class RouterConfig(ServiceConfig):
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
         "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
     )  # fmt: skip
-    upstream_ca: Annotated[FilePath | None, OrOff] = setting(
-        None, "authority (PEM) of the workers' and the cache's certificates; turns TLS to them on",
-        group="Security", unit="FILE",
-    )  # fmt: skip
-    upstream_cert: Annotated[FilePath | None, OrOff] = setting(
-        None, "certificate (PEM) to show them: mutual TLS", group="Security", unit="FILE"
-    )
-    upstream_key: Annotated[FilePath | None, OrOff] = setting(
-        None, "private key (PEM) of --upstream-cert", group="Security", unit="FILE"
-    )
-    upstream_api_key: Annotated[FilePath | None, OrOff] = setting(
-        None, "file with the API key to show them", group="Security", unit="FILE"
-    )
-
-    @model_validator(mode="after")
-    def _upstream_is_whole(self) -> Self:
-        if (self.upstream_cert is None) != (self.upstream_key is None):
-            raise ValueError("upstream_cert and upstream_key are set together or not at all")
-        if self.upstream_cert is not None and self.upstream_ca is None:
-            raise ValueError("upstream_cert needs upstream_ca")
-        return self

@@ -27,7 +27,7 @@ from headway.errors import (
 )
 from headway.server import tenant_of_call
 from headway.telemetry import Span, Tracing
-from headway.v1 import errors_pb2
+from headway.v1 import common_pb2, errors_pb2
 from services.router.member import Member
 from services.router.methods import Method
 from services.router.placement import Placement
@@ -62,6 +62,7 @@ class Outgoing:
     """The workers to ask as things stand, best first; may be none."""
     trailers: Trailers
     """Is told the trailing metadata of the worker that served."""
+    priority: common_pb2.Priority = common_pb2.PRIORITY_NORMAL
 
 
 class _NotBegun(Exception):

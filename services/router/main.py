@@ -6,12 +6,15 @@ import secrets
 import sys
 from functools import partial
 
-from headway.channels import Credentials, open_channel, read_credentials
+import grpc
+
+from headway.channels import Credentials, open_channel
 from headway.config import load
 from headway.lease import LeaseSigner, read_secret
-from headway.server import Served, Service, StartError, run
+from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
 from headway.telemetry import Span
 from headway.yaml_file import YamlFileError
+from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
@@ -20,32 +23,42 @@ from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.policies import Placer, read_policy
 from services.router.pool import Pool, Upstream
+from services.router.prefix_watch import follow_prefixes
+from services.router.prefixes import KnownPrompts, PrefixIndex
 from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
+from services.router.single_flight import Flights
+from services.router.waiting import WaitingRoom
 
 
 async def build(config: RouterConfig, service: Service) -> Served:
     """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
-    credentials = _credentials(config)
+    credentials, shared = upstream_credentials(config), mesh_secret(config.lease_secret)
     secret, limits = _secret(config), _quotas(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
-    identity = Identity(credentials, _signer(config))
+    identity = Identity(credentials, None if shared is None else LeaseSigner(shared))
     upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
     pool = Pool(config.workers, upstream, service.metrics, service.clock)
     service.closing.callback(tasks.create_task(pool.run()).cancel)
     signal = ScaleSignal(pool, service.metrics, {worker.kind for worker in config.workers})
     service.closing.callback(tasks.create_task(signal.run()).cancel)
+    cache_channel, prefixes = _cache_channel(config, service, credentials), PrefixIndex()
+    if cache_channel is not None:
+        following = tasks.create_task(follow_prefixes(cache_channel, credentials.metadata(), prefixes, service.metrics))
+        service.closing.callback(following.cancel)
     calls = Calls()
     parts = Parts(
         config=config,
         pool=pool,
         placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
-        forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
+        asker=_asker(config, service, pool),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
-        cache=_cache(config, service, credentials, secret, tasks),
+        cache=_cache(config, service, cache_channel, credentials, secret, tasks),
+        flights=Flights(secret, config.cache_max_kib << 10, config.rung_quantile, service.clock),
+        prompts=KnownPrompts(prefixes, shared),
         signal=signal,
         quotas=Quotas(limits, service.clock),
         identity=identity,
@@ -55,24 +68,6 @@ async def build(config: RouterConfig, service: Service) -> Served:
         clock=service.clock,
     )
     return Served(registrations(parts), drain=calls.drain)
-
-
-def _credentials(config: RouterConfig) -> Credentials:
-    try:
-        return read_credentials(
-            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
-        )
-    except OSError as error:
-        raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
-
-
-def _signer(config: RouterConfig) -> LeaseSigner | None:
-    if config.lease_secret is None:
-        return None
-    try:
-        return LeaseSigner(read_secret(config.lease_secret))
-    except (OSError, ValueError) as error:
-        raise StartError(f"lease_secret: {error}") from error
 
 
 def _secret(config: RouterConfig) -> bytes:
@@ -93,13 +88,29 @@ def _quotas(config: RouterConfig) -> dict[str, Quota]:
         raise StartError(f"quotas: {error}") from error
 
 
-def _cache(
-    config: RouterConfig, service: Service, credentials: Credentials, secret: bytes, tasks: asyncio.TaskGroup
-) -> ResultCache | None:
+def _asker(config: RouterConfig, service: Service, pool: Pool) -> Asker:
+    forwarder = Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s)
+    return Asker(forwarder, WaitingRoom(config.waiting, service.clock), service.metrics, service.clock)
+
+
+def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:
     if config.prefix_cache is None:
         return None
     channel = open_channel(config.prefix_cache, credentials, max_message_bytes=config.max_message_mib << 20)
     service.closing.push_async_callback(channel.close, None)
+    return channel
+
+
+def _cache(
+    config: RouterConfig,
+    service: Service,
+    channel: grpc.aio.Channel | None,
+    credentials: Credentials,
+    secret: bytes,
+    tasks: asyncio.TaskGroup,
+) -> ResultCache | None:
+    if channel is None:
+        return None
     limits = CacheLimits(config.cache_ttl_s, config.cache_max_kib << 10, config.cache_lookup_ms / 1000)
     return ResultCache(
         channel, credentials, secret, limits, tasks,

@@ -9,14 +9,13 @@ from google.protobuf.message import DecodeError, Message
 from headway.continuing import Again, Continuation, Frames, Images, Refining, Text
 from headway.deadline import Budget
 from headway.errors import BadInput
-from headway.prefix import BLOCK_TOKENS, CHUNK_BYTES, canonical_messages, canonical_text
+from headway.prefix import TOKEN_BYTES
+from headway.prompts import MOST_PROMPT_BYTES, canonical_prompt
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
 from services.router.placement import FRAME_PIXELS, Ask
 
 _BYTES_PER_TOKEN = 3
 _DEFAULT_TOKENS = 128
-_PREFIX_MESSAGES = 8
-"""Beginnings are told apart by as many messages, so that a long chat costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,9 @@ def _text_ask(request: text_pb2.GenerateRequest, budget: Budget) -> Ask:
     resumed = len(request.resume.token_ids)
     return _ask(
         common_pb2.KIND_TEXT, "model", request.model, request.service_level, budget,
-        tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed, prefix=_prefix(request),
+        tokens=max(1, tokens), prompt_tokens=_prompt_tokens(request) + resumed,
+        prompt=canonical_prompt(request, MOST_PROMPT_BYTES),
+        bytes_per_token=TOKEN_BYTES if request.WhichOneof("prompt") == "tokens" else _BYTES_PER_TOKEN,
     )  # fmt: skip
 
 
@@ -69,18 +70,6 @@ def _prompt_tokens(request: text_pb2.GenerateRequest) -> int:
         return len(request.tokens.ids)
     size = len(request.text) + sum(len(message.content) for message in request.chat.messages)
     return 1 + size // _BYTES_PER_TOKEN
-
-
-def _prefix(request: text_pb2.GenerateRequest) -> bytes:
-    """The first chunk of the prompt, or all of a shorter one."""
-    match request.WhichOneof("prompt"):
-        case "tokens":
-            return b"I" + b"".join(token.to_bytes(4, "little") for token in request.tokens.ids[:BLOCK_TOKENS])
-        case "chat":
-            first = request.chat.messages[:_PREFIX_MESSAGES]
-            return canonical_messages((turn.role, turn.content[:CHUNK_BYTES]) for turn in first)[:CHUNK_BYTES]
-        case _:
-            return canonical_text(request.text[:CHUNK_BYTES])[:CHUNK_BYTES]
 
 
 def _tokenize_ask(request: text_pb2.TokenizeRequest, budget: Budget) -> Ask:

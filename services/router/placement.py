@@ -44,8 +44,10 @@ class Ask:
     """Text: an estimate; the router has no tokenizer."""
     pixels: int = FRAME_PIXELS
     """Splats: size of the frame."""
-    prefix: bytes = b""
-    """Text: how the prompt begins, for policies that keep equal beginnings together; empty where it is not known."""
+    prompt: bytes = b""
+    """Text: the canonical prompt, or how a long one begins; empty where it is not known."""
+    bytes_per_token: int = 1
+    """Text: of `prompt`, as `prompt_tokens` was estimated."""
 
 
 class InTime(IntEnum):
@@ -80,6 +82,8 @@ class Candidate:
     view: View
     asset: Asset
     foreign: Foreign
+    held_bytes: int = 0
+    """Leading bytes of the prompt that are in its cache."""
 
 
 def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: float) -> list[Placement]:
@@ -114,10 +118,11 @@ def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
 def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
     """The best rung in time for the target; else the best for the deadline; else the cheapest."""
     view, asset = candidate.view, candidate.asset
+    prefill_tokens = _uncached_tokens(ask, candidate.held_bytes)
     target_s = min(ask.due_s, math.inf if wish.target_s is None else ask.arrival_s + wish.target_s)
     expected = []
     for rung in wish.allowed:
-        load = _load(ask, view, asset, rung, wish)
+        load = _load(ask, candidate, rung, wish, prefill_tokens)
         expected.append((rung, load, _finish(load, view, asset, rung, candidate.foreign)))
         if expected[-1][2].quantile_ms(quantile) <= (target_s - now_s) * 1000:
             return Placement(view, asset, wish.allowed, *expected[-1], InTime.FOR_TARGET)
@@ -127,13 +132,19 @@ def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: f
     return Placement(view, asset, wish.allowed, *expected[-1], InTime.LATE)
 
 
-def _load(ask: Ask, view: View, asset: Asset, rung: Rung, wish: Wish) -> Load:
+def _uncached_tokens(ask: Ask, held_bytes: int) -> int:
+    """Tokens of the prompt that are to be computed; the last one always is."""
+    return max(min(1, ask.prompt_tokens), ask.prompt_tokens - held_bytes // ask.bytes_per_token)
+
+
+def _load(ask: Ask, candidate: Candidate, rung: Rung, wish: Wish, prefill_tokens: int) -> Load:
+    view, asset = candidate.view, candidate.asset
     if ask.kind == common_pb2.KIND_SPLAT:
         share = ask.pixels / FRAME_PIXELS
         frame = view.report.curve(asset.hash, rung.label).at(1)
         return Load(ask.due_s, 1, 0, Cost(frame.mean_ms * share, frame.var_ms2 * share * share))
     if ask.kind == common_pb2.KIND_TEXT:
-        prefill = Cost(ask.prompt_tokens * view.report.prefill_token_ms)
+        prefill = Cost(prefill_tokens * view.report.prefill_token_ms)
         return Load(ask.due_s, 1, _new_tokens(ask, rung, wish), prefill)
     return Load(ask.due_s, max(1, ask.items), rung.nfe or 1, ZERO)
 

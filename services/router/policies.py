@@ -5,7 +5,7 @@ reports), the failover to the next one, and the worker's own yes or no. They dif
 
 | name | asks first |
 |---|---|
-| `headway` | of `SAMPLE` drawn: in time, then highest quality, then earliest predicted finish, then fewest in flight |
+| `headway` | of `SAMPLE` drawn and who holds most of the prompt: in time, then best quality, then earliest finish |
 | `round-robin` | each in turn |
 | `least-queue` | of `SAMPLE` drawn: least (queue depth + calls in flight + 1) * average latency |
 | `prefix-hash[:DEPTH]` | the prompt's beginning on a hash ring, past workers with more than DEPTH requests in hand |
@@ -22,8 +22,10 @@ from hashlib import blake2b
 from typing import Protocol
 
 from headway.errors import NoSuchRung
+from headway.prefix import CHUNK_BYTES
 from headway.v1 import common_pb2
-from services.router.placement import Ask, Placement, best_first, expect
+from services.router.placement import Ask, Candidate, Placement, best_first, expect
+from services.router.prefixes import NOTHING_SHARED, Shared
 from services.router.roster import Roster, Worker
 
 DEFAULT = "headway"
@@ -42,6 +44,8 @@ class PlacementPolicy(Protocol):
     """Whom to ask, in which order. Some remember whose turn it is."""
 
     name: str
+    seeks_holders: bool
+    """Whether the workers that hold the most of the prompt are weighed too, where they were not chosen."""
 
     def choose(self, ask: Ask, having: Sequence[Worker], draw: random.Random) -> Sequence[Worker]:
         """The workers to weigh: some of `having`, which is never empty and always in the same order."""
@@ -54,6 +58,7 @@ class Predicted:
     """Headway's own: by predicted finish."""
 
     name = DEFAULT
+    seeks_holders = True
 
     def choose(self, ask: Ask, having: Sequence[Worker], draw: random.Random) -> Sequence[Worker]:
         return drawn(having, SAMPLE, draw)
@@ -64,6 +69,8 @@ class Predicted:
 
 class _AsChosen:
     """Policies that choose without predicting: what they chose first is asked first."""
+
+    seeks_holders = False
 
     def order(self, placements: Sequence[Placement], quantile: float) -> list[Placement]:
         return list(placements)
@@ -112,12 +119,12 @@ class PrefixHash(_AsChosen):
         self._rings: dict[tuple[common_pb2.Kind, str], _Ring] = {}
 
     def choose(self, ask: Ask, having: Sequence[Worker], draw: random.Random) -> Sequence[Worker]:
-        if not ask.prefix:
+        if not ask.prompt:
             return sorted(drawn(having, SAMPLE, draw), key=in_hand)[:ATTEMPTS]
         ring = self._rings.get((ask.kind, ask.asset))
         if ring is None or ring.workers is not having:  # a roster gives the same tuple until somebody comes or goes
             ring = self._rings[ask.kind, ask.asset] = _Ring(having)
-        onward = ring.onward(ask.prefix, SAMPLE)
+        onward = ring.onward(ask.prompt[:CHUNK_BYTES], SAMPLE)
         free = [worker for worker in onward if in_hand(worker) <= self._depth]
         full = [worker for worker in onward if in_hand(worker) > self._depth]
         return [*free, *sorted(full, key=in_hand)][:ATTEMPTS]
@@ -178,9 +185,12 @@ class Placer:
         """`quantile`: a rung is expected where it comes in time in this share of cases."""
         self._policy, self._quantile, self._draw = policy, quantile, draw
 
-    def place(self, ask: Ask, roster: Roster, now_s: float, *, probe: bool = True) -> list[Placement]:
+    def place(
+        self, ask: Ask, roster: Roster, now_s: float, *, shared: Shared = NOTHING_SHARED, probe: bool = True
+    ) -> list[Placement]:
         """The workers to ask, best first; none when no healthy worker does this kind of work.
 
+        `shared`: how much of the prompt is cached where.
         `probe`: the call is made and judged here, so a worker whose calls failed may be tried with it: it comes first,
         unless that would bring the answer later than the others can.
 
@@ -191,21 +201,30 @@ class Placer:
         if not having:
             return []
         drawn_now = self._policy.choose(ask, having, self._draw)
+        if self._policy.seeks_holders:
+            holders = roster.named(shared.longest)
+            drawn_now = [*drawn_now, *(worker for worker in holders if worker not in drawn_now)]
         probed = [worker for worker in drawn_now if probe and worker.wants_probe][:1]
         chosen = [*probed, *(worker for worker in drawn_now if worker.takes(self._draw))] or drawn_now
         try:
-            placements = self._expected(ask, chosen, roster, now_s)
+            placements = self._expected(ask, chosen, roster, now_s, shared)
         except NoSuchRung:
             # Ladders may differ between workers, so another one may do: the one case in which all are looked at.
-            if len(chosen) == len(having):
+            if len(chosen) >= len(having):
                 raise
-            placements = self._expected(ask, having, roster, now_s)
+            placements = self._expected(ask, having, roster, now_s, shared)
         ordered = self._policy.order(placements, self._quantile)
         return _probe_first(ordered, probed[0].address) if probed else ordered
 
-    def _expected(self, ask: Ask, workers: Sequence[Worker], roster: Roster, now_s: float) -> list[Placement]:
-        candidates = [roster.candidate(worker, ask.asset) for worker in workers]
-        return expect(ask, [candidate for candidate in candidates if candidate is not None], now_s, self._quantile)
+    def _expected(
+        self, ask: Ask, workers: Sequence[Worker], roster: Roster, now_s: float, shared: Shared
+    ) -> list[Placement]:
+        def candidate(worker: Worker) -> Candidate | None:
+            held_bytes = shared.held_bytes(worker.description.worker_id) if worker.description else 0
+            return roster.candidate(worker, ask.asset, held_bytes=held_bytes)
+
+        found = [each for worker in workers if (each := candidate(worker)) is not None]
+        return expect(ask, found, now_s, self._quantile)
 
 
 def _probe_first(ordered: Sequence[Placement], address: str) -> list[Placement]:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from headway.deadline import Budget
 from headway.v1 import common_pb2
 from services.router.methods import Method
+from services.router.placement import Placement
 
 
 def result_key(method: Method, request: Any, asset_hash: str, salt: str) -> bytes:
@@ -37,6 +38,16 @@ class Answer:
     messages: tuple[Message, ...]
     served: common_pb2.Served
     """The last message's."""
+
+    def serves(self, wanted: Placement) -> bool:
+        """Whether it is of the expected asset, of an allowed rung, and as good as what is expected."""
+        served = self.served
+        return served.asset_hash == wanted.asset.hash and will_do(served.rung.label, served.quality, wanted)
+
+
+def will_do(label: str, quality: float, wanted: Placement) -> bool:
+    """Whether a rung of this quality is allowed, and as good as the one that is expected."""
+    return quality >= wanted.rung.quality and any(rung.label == label for rung in wanted.allowed)
 
 
 def read_answer(method: Method, messages: Sequence[bytes]) -> Answer | None:

@@ -149,7 +149,4 @@ def _judge(
     answer = read_answer(method, response.result.messages)
     if answer is None or answer.served.asset_hash != placement.asset.hash:
         return CacheResult.ERROR, None
-    allowed = {rung.label for rung in placement.allowed}
-    if answer.served.rung.label not in allowed or answer.served.quality < placement.rung.quality:
-        return CacheResult.WORSE, None
-    return CacheResult.HIT, answer
+    return (CacheResult.HIT, answer) if answer.serves(placement) else (CacheResult.WORSE, None)

@@ -54,6 +54,7 @@ class Roster:
         """`workers`: those to place on, of every kind; ones that were never described are left out."""
         ordered = sorted(workers, key=_address)
         known = [(worker, worker.description) for worker in ordered if worker.description is not None]
+        self._by_id = {about.worker_id: worker for worker, about in known}
         self._kinds = {about.kind for _, about in known}
         self._having = _grouped(
             ((about.kind, name), worker)
@@ -70,13 +71,27 @@ class Roster:
             raise NotFound(ask.field, ask.asset, self._names(ask.kind))
         return found
 
-    def candidate(self, worker: Worker, asset: str) -> Candidate | None:
-        """What a prediction for this worker needs; None when it is not healthy any more, or has lost the asset."""
+    def named(self, worker_ids: Iterable[str]) -> list[Worker]:
+        """The healthy ones of these workers."""
+        return [worker for name in worker_ids if (worker := self._by_id.get(name)) is not None]
+
+    def asset_hash(self, ask: Ask) -> str | None:
+        """The content of the asset that is asked for, as the first worker that has it says."""
+        having = self._having.get((ask.kind, ask.asset), ())
+        about = having[0].description if having else None
+        found = (asset.hash for asset in about.assets if ask.asset in ("", asset.name, asset.hash)) if about else ()
+        return next(iter(found), None)
+
+    def candidate(self, worker: Worker, asset: str, *, held_bytes: int = 0) -> Candidate | None:
+        """What a prediction for this worker needs; None when it is not healthy any more, or has lost the asset.
+
+        `held_bytes`: leading bytes of the prompt that are in its cache.
+        """
         view = worker.view()
         found = view.asset(asset) if view is not None else None
         if view is None or found is None:
             return None
-        return Candidate(view, found, self._foreign(worker, view))
+        return Candidate(view, found, self._foreign(worker, view), held_bytes)
 
     def _foreign(self, worker: Worker, view: View) -> Foreign:
         others = (other for other in self._on_device.get(view.description.device_id, ()) if other is not worker)

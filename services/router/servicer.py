@@ -14,13 +14,14 @@ from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
-from headway.telemetry import Metrics, Span, Tracing
+from headway.telemetry import CacheResult, Metrics, Span, Tracing
 from headway.v1 import common_pb2, keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
 from services.router import keda
+from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
-from services.router.forwarding import Forwarder, Outgoing, no_worker
+from services.router.forwarding import Outgoing, no_worker
 from services.router.identity import Identity
 from services.router.keda import KedaServicer
 from services.router.listing import Lister
@@ -28,10 +29,12 @@ from services.router.methods import LISTINGS, PASSED_ON, Listing, Method, read_p
 from services.router.placement import Ask, Placement
 from services.router.policies import Placer
 from services.router.pool import Pool, kind_name
+from services.router.prefixes import KnownPrompts
 from services.router.quotas import Quotas, device_ms
 from services.router.replay import Answer, replay
 from services.router.result_cache import ResultCache
 from services.router.scaling import ScaleSignal
+from services.router.single_flight import Flights
 
 _MOST_CANDIDATES = 4
 
@@ -43,10 +46,12 @@ class Parts:
     config: RouterConfig
     pool: Pool
     placer: Placer
-    forwarder: Forwarder
+    asker: Asker
     lister: Lister
     everywhere: Everywhere
     cache: ResultCache | None
+    flights: Flights
+    prompts: KnownPrompts
     quotas: Quotas
     signal: ScaleSignal
     identity: Identity
@@ -71,7 +76,9 @@ def ranked(ask: Ask, parts: Parts, *, probe: bool = True) -> list[Placement]:
     `probe`: the call will be made here, so that a worker whose calls failed can be tried with it.
     """
     with parts.tracing.span(Span.ROUTER_PICK):
-        placements = parts.placer.place(ask, parts.pool.roster(), parts.clock(), probe=probe)
+        roster = parts.pool.roster()
+        shared = parts.prompts.shared(ask.prompt, roster.asset_hash(ask), tenant_of_call.get())
+        placements = parts.placer.place(ask, roster, parts.clock(), shared=shared, probe=probe)
     if not placements:
         raise no_worker(kind_name(ask.kind))
     return placements
@@ -93,9 +100,11 @@ class Proxy:
             ask = method.ask(request, budget)
             placements = ranked(ask, parts)
             answer_so_far, trailers = method.continuation(raw, request), context.set_trailing_metadata
-            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers)
-            if parts.cache is not None and method.reproducible(request):
-                answer = self._cached(parts.cache, request, outgoing, placements)
+            priority = ask.level.priority or common_pb2.PRIORITY_NORMAL
+            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers, priority)
+            if method.reproducible(request):
+                find = self._joined if parts.config.single_flight else self._cached
+                answer = find(request, outgoing, placements)
             else:
                 answer = self._worked(outgoing, placements)
             async with aclosing(answer) as messages:
@@ -107,7 +116,7 @@ class Proxy:
         parts, best = self._parts, placements[0]
         cost_ms = device_ms(best) if self._method.uses_device else 0.0
         with parts.quotas.call(tenant_of_call.get(), cost_ms, best.finish.mean_ms / 1000):
-            async with aclosing(parts.forwarder.messages(outgoing, placements)) as messages:
+            async with aclosing(parts.asker.messages(outgoing, placements)) as messages:
                 async for message in messages:
                     yield message
 
@@ -123,10 +132,36 @@ class Proxy:
         except HeadwayError:
             return []
 
-    async def _cached(
-        self, cache: ResultCache, request: Any, outgoing: Outgoing, placements: list[Placement]
+    async def _joined(
+        self, request: Any, outgoing: Outgoing, placements: list[Placement]
     ) -> AsyncGenerator[bytes, None]:
-        method, tenant = self._method, tenant_of_call.get()
+        """The answer of the same request where one is in flight and will do; else its own, which others may join."""
+        parts, method, budget = self._parts, self._method, outgoing.budget
+        key = parts.flights.key(method, request, tenant_of_call.get(), placements[0])
+        if (flight := parts.flights.joinable(key, placements[0], budget)) is not None:
+            parts.metrics.result_cache.labels(kind_name(method.kind), CacheResult.JOINED).inc()
+            if (found := await parts.flights.answer(flight, method, placements[0], budget)) is not None:
+                for message in self._replayed(found, budget, request.service_level):
+                    yield message
+                return
+            placements = [*outgoing.rank()] or placements  # time has passed
+        with parts.flights.leading(key, placements[0]) as flight:
+            async with aclosing(self._cached(request, outgoing, placements)) as messages:
+                async for message in messages:
+                    flight.recording.add(message)
+                    yield message
+            flight.land()
+
+    async def _cached(
+        self, request: Any, outgoing: Outgoing, placements: list[Placement]
+    ) -> AsyncGenerator[bytes, None]:
+        """A kept answer that will do, else a worker's, which is kept."""
+        method, tenant, cache = self._method, tenant_of_call.get(), self._parts.cache
+        if cache is None:
+            async with aclosing(self._worked(outgoing, placements)) as messages:
+                async for message in messages:
+                    yield message
+            return
         found = await cache.find(method, request, tenant, placements[0], outgoing.budget)
         if found is not None:
             for message in self._replayed(found, outgoing.budget, request.service_level):

@@ -40,6 +40,12 @@ class Camera:
     """Left, top, right and bottom edge of the frame that this is cut from, in this one's pixels; None: it is whole."""
 
     @property
+    def whole_size(self) -> tuple[float, float]:
+        """Width and height of the frame that this is cut from, in this one's pixels."""
+        left, top, right, bottom = self.whole or (0.0, 0.0, self.width, self.height)
+        return right - left, bottom - top
+
+    @property
     def limits(self) -> tuple[float, float, float, float]:
         """Least and greatest x/z, then y/z, at which a splat's shape is still taken where it is: the frame's and 30 %
         of its half width beyond, as gsplat has it. Inside the projection's Jacobian directions are clamped to them."""

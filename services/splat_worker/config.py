@@ -1,6 +1,7 @@
 """Settings of the splat worker."""
 
 from pathlib import Path
+from typing import Literal
 
 from headway.config import Address, WorkerConfig, setting
 
@@ -22,6 +23,12 @@ class SplatWorkerConfig(WorkerConfig):
         group="Scenes",
         unit="DIR",
     )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "where frames are drawn; cuda: through gsplat; auto: so where it can be, and said in the log",
+        group="Device",
+        unit="NAME",
+    )
     max_gaussians: int = setting(
         5_000_000,
         "most gaussians in a scene; larger ones are not loaded",
@@ -34,7 +41,8 @@ class SplatWorkerConfig(WorkerConfig):
     max_scenes: int = setting(32, "most scenes in the folder", group="Scenes", unit="N", ge=1, le=1024)
     scene_memory_mb: int = setting(
         4096,
-        "memory for loaded scenes; beyond it those not used for longest are evicted, and load again when asked for",
+        "memory for loaded scenes, on the host and as much again on a GPU; beyond it those not used for longest are "
+        "evicted, and load again when asked for",
         group="Scenes",
         unit="MB",
         ge=1,

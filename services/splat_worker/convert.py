@@ -10,6 +10,7 @@ from services.splat_worker.readers import up_of
 from services.splat_worker.readers.sh_rotation import rotated_sh
 from services.splat_worker.scene import SH_COEFFICIENTS, Scene
 from services.splat_worker.views import default_pose
+from services.splat_worker.writers import NO_HARMONICS, writer_of
 
 _HALF_TURN = np.diag([1.0, -1.0, -1.0])  # about x: what was down is up, what was ahead is behind
 
@@ -17,10 +18,12 @@ _HALF_TURN = np.diag([1.0, -1.0, -1.0])  # about x: what was down is up, what wa
 def converted(
     scene: Scene, source: Path, target: Path, *, sh_degree: int | None, keep: float, keep_axes: bool, bench: Bench
 ) -> Scene:
-    """The scene as `target` should hold it; `keep` (a share) leaves the most important gaussians. Blocks."""
+    """The scene as `target` should hold it, and can; `keep` (a share) leaves the most important gaussians. Blocks."""
     if keep < 1:
         order = importance_order(scene, default_pose(scene, up_of(source)), bench)
         scene = scene.permuted(order[: level_count(scene, keep)])
+    if writer_of(target)[0] in NO_HARMONICS:
+        sh_degree = 0
     if sh_degree is not None and sh_degree < scene.sh_degree:
         scene = replace(scene, sh=np.ascontiguousarray(scene.sh[:, : SH_COEFFICIENTS[sh_degree]]))
     turns = not keep_axes and up_of(source) != up_of(target)

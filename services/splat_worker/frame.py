@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from headway.engine import Batch
 from headway.planning import Choice
+from headway.quality import Rung
 from headway.ticket import Ticket
 from services.splat_worker.camera import Camera
 from services.splat_worker.encode import COLOR_ONLY, DEPTHS, Channels, Encoding
@@ -35,6 +36,18 @@ class FrameSpec:
     def pixels(self) -> int:
         return self.camera.width * self.camera.height
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Frames of one kind and rung differ in view and background alone: they cost about the same, and may be drawn
+        in one launch."""
+        camera = self.camera
+        size = (camera.width, camera.height, *camera.whole_size)
+        return (self.scene.hash, *size, self.sh_degree, self.antialiased, self.with_depth, self.encoding)
+
+    def camera_at(self, rung: Rung) -> Camera:
+        """The camera that draws it at a rung, on a smaller frame where the rung has one."""
+        return self.camera.scaled(rung.resolution_scale or 1.0)
+
 
 @dataclass(slots=True, eq=False)
 class Frame:
@@ -59,7 +72,7 @@ class Shot(Batch[Frame]):
 
 @dataclass(frozen=True, slots=True)
 class Gang(Batch[Frame]):
-    """One step: frames of one scene and level side by side, each on a core of its own."""
+    """One step: frames of one scene, kind and level, each on a core of its own or all in one launch on a device."""
 
     shots: tuple[Shot, ...]
 

@@ -53,9 +53,12 @@ class RankedScene:
     home: Pose
 
     def at(self, rung: Rung) -> Scene:
-        """The gaussians of a rung: a prefix, at least one."""
-        share = 1.0 if rung.gaussian_share is None else rung.gaussian_share
-        return self.scene.prefix(level_count(self.scene, share))
+        """The gaussians of a rung: a prefix."""
+        return self.scene.prefix(self.count(rung))
+
+    def count(self, rung: Rung) -> int:
+        """How many gaussians a rung has; at least one."""
+        return level_count(self.scene, 1.0 if rung.gaussian_share is None else rung.gaussian_share)
 
 
 def level_count(scene: Scene, share: float) -> int:

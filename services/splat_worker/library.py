@@ -3,6 +3,7 @@ nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from headway.errors import NotFound, Shed
 from headway.quality import Ladder
@@ -16,16 +17,30 @@ class LibraryError(Exception):
     """No scene can be served; the message says why."""
 
 
+class Placed(Protocol):
+    """A scene's gaussians where they are drawn, when that is not the host's memory."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedScene:
     """A scene that can be named in requests."""
 
     name: str
     ranked: RankedScene
+    placed: Placed | None = None
+    """Gone with the last reference to this: an eviction frees a device as soon as no frame in flight needs it."""
 
     @property
     def hash(self) -> str:
         return self.ranked.scene.scene_id
+
+    @property
+    def memory_bytes(self) -> int:
+        """On the host and on a device."""
+        return self.ranked.scene.memory_bytes + (0 if self.placed is None else self.placed.memory_bytes)
 
     @property
     def asset(self) -> LoadedAsset:
@@ -76,7 +91,7 @@ def facts_of(scene: LoadedScene) -> SceneFacts:
         gaussians=gaussians.count,
         dropped=gaussians.dropped,
         sh_degree=gaussians.sh_degree,
-        memory_bytes=gaussians.memory_bytes,
+        memory_bytes=scene.memory_bytes,
         ladder=scene.ranked.ladder,
         home=scene.ranked.home,
     )

@@ -3,15 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numba
-
-from headway.calibration import calibrated
+from headway.calibration import Curves, calibrated
 from headway.engine import Device, Lease
 from services.splat_worker import costs
 from services.splat_worker.card import SceneCard, read_cards
@@ -23,6 +21,7 @@ from services.splat_worker.library import LoadedScene
 from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.readers import read_scene, up_of
 from services.splat_worker.reading import Stopped, read_apart
+from services.splat_worker.renderer import Renderer
 from services.splat_worker.scene import Scene, SceneLimits
 from services.splat_worker.views import default_pose
 
@@ -77,13 +76,18 @@ class Loader:
     """Loads scenes, one at a time, on whichever thread calls."""
 
     def __init__(
-        self, folder: Path, limits: SceneLimits, rasterizer: Rasterizer, device: Device, cache: Path, engine: str
+        self, folder: Path, limits: SceneLimits, make_renderer: Callable[[], Renderer], device: Device, cache: Path
     ) -> None:
-        """`rasterizer` is the loader's own. `engine` names what the costs were measured with."""
-        self._folder, self._limits, self._cache, self._engine = folder, limits, cache, engine
-        self._rasterizer, self._device = rasterizer, Unhurried(device)
+        """`make_renderer` makes those of the kind that serves."""
+        self._folder, self._limits, self._cache = folder, limits, cache
+        self._make_renderer, self._device = make_renderer, Unhurried(device)
+        self._renderer = make_renderer()  # places scenes; what draws is made for each load, for its memory ends with it
         self.stopping = threading.Event()
         """Set it to end a load at its next piece of work."""
+
+    def memory_bytes(self, scene: Scene) -> int:
+        """What a scene will take, on the host and where it is drawn."""
+        return scene.memory_bytes + self._renderer.beside_bytes(scene)
 
     def read(self, file: SceneFile, apart: bool) -> Scene:
         """The gaussians of a file; `apart`: read in a process of its own, so that frames go on meanwhile.
@@ -98,9 +102,11 @@ class Loader:
         return scene
 
     def prepare(self, file: SceneFile, scene: Scene, known: Mapping[str, SceneCosts], progress: Progress) -> Prepared:
-        """Ranks a scene and measures what it costs, unless card, cache or `known` (by hash) say it.
+        """Ranks a scene, places it where it is drawn and measures what it costs; what card, cache or `known` (by hash)
+        say is not measured.
 
-        `progress` is told on this thread. Raises BadInput for a card that is no good, and Stopped.
+        `progress` is told on this thread. Raises BadInput for a card that is no good or a device that is too small,
+        and Stopped.
         """
 
         def told(stage: str, share: float) -> None:
@@ -110,7 +116,8 @@ class Loader:
 
         self._device.begin()
         card = read_cards(self._folder).get(file.name)
-        loaded = LoadedScene(file.name, self._ranked(file, scene, card, told))
+        ranked = self._ranked(file, scene, card, told)
+        loaded = LoadedScene(file.name, ranked, self._renderer.place(ranked.scene))
         told(CALIBRATE, 0.0)
         return Prepared(loaded, known.get(loaded.hash) or self._costs(loaded))
 
@@ -119,18 +126,29 @@ class Loader:
         if card is not None and card.ladder is not None and card.scene_id == scene.scene_id:
             return RankedScene(scene, card.ladder, card.home)
         home = default_pose(scene, up_of(file.path)) if card is None else card.home
-        return rank(scene, home, Bench(self._rasterizer, self._device), self._cache, progress)
+        return rank(scene, home, self._bench(), self._cache, progress)
+
+    def _bench(self) -> Bench:
+        """On the host, whatever serves: so a ladder is one everywhere, and kept for all. A GPU is not held for it."""
+        device = self._device if self._renderer.device == "cpu" else None
+        return Bench(Rasterizer(self._renderer.threads), device)
 
     def _costs(self, scene: LoadedScene) -> SceneCosts:
+        with closing(self._make_renderer()) as renderer:
+            curves = self._calibrated(scene, renderer)
+        found = costs.scene_costs(curves)
+        for size in found.gang_sizes:
+            share = 100 * found.side_by_side(size)
+            log.info("scene %s: %d frames side by side take %.0f %% of in turn", scene.name, size, share)
+        return found
+
+    def _calibrated(self, scene: LoadedScene, renderer: Renderer) -> Curves:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
         encodings = ",".join(encoding.value for encoding in Encoding)
-        threads, home = str(self._rasterizer.threads), str(scene.ranked.home)
-        curves = calibrated(
+        built = (renderer.engine, renderer.build, scene.hash, str(renderer.threads))
+        return calibrated(
             self._cache,
-            key=("splat 2", self._engine, numba.__version__, scene.hash, threads, home, labels, encodings),
-            measure=partial(costs.measure, scene, self._rasterizer, self._device),
-            probe=partial(costs.probe, scene, self._rasterizer, self._device),
+            key=("splat 2", *built, str(scene.ranked.home), labels, encodings),
+            measure=partial(costs.measure, scene, renderer, self._device),
+            probe=partial(costs.probe, scene, renderer, self._device),
         )
-        found = costs.scene_costs(curves)
-        log.info("scene %s: frames side by side take %.0f %% of in turn", scene.name, 100 * found.side_by_side)
-        return found

@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -26,17 +27,18 @@ from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame
-from services.splat_worker.gang import Crew
+from services.splat_worker.hardware import renderers
 from services.splat_worker.ladder import RankedScene
 from services.splat_worker.library import Library, LibraryError, LoadedScene
 from services.splat_worker.loading import Loader
-from services.splat_worker.rasterizer import Rasterizer, max_threads
+from services.splat_worker.rasterizer import max_threads
+from services.splat_worker.renderer import Renderer
 from services.splat_worker.scene import SceneLimits
 from services.splat_worker.scenes import Scenes
 from services.splat_worker.scheduler import SplatScheduler
 from services.splat_worker.servicer import SplatServicer
 
-ENGINE, DEVICE, PRECISION = "numba-cpu", "cpu", "float32"
+PRECISION = "float32"
 REPORTED_PIXELS = 512 * 512
 """Size of the frame whose costs are reported to routers, as a PNG."""
 SWITCH_INTERVAL_S = 0.0005
@@ -49,27 +51,29 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     """Loads, ranks and calibrates the scenes, then starts the engine. Raises StartError that names the setting."""
     threads = min(config.threads or os.cpu_count() or 1, max_threads())
     device = _device(config, service)
-    scenes = _scenes(config, service, threads, device)
+    make = await asyncio.to_thread(renderers, config.device, threads)
+    renderer = make()
+    service.closing.callback(renderer.close)
+    scenes = _scenes(config, service, make, device)
     try:
         await scenes.start()
     except LibraryError as error:
         raise StartError(f"scenes {config.scenes}: {error}") from error
-    rasterizer, crew, scheduler = Rasterizer(threads), Crew(threads), _scheduler(config, scenes)
-    service.closing.callback(crew.close)
+    scheduler = _scheduler(config, scenes)
     loop: EngineLoop[Frame] = EngineLoop(
         scheduler,
-        SplatEngine(rasterizer, scheduler, service.clock, crew),
+        SplatEngine(renderer, scheduler, service.clock),
         clock=service.clock,
         device=device,
-        observer=LoopObserver(service, "splat", threads),
+        observer=LoopObserver(service, "splat", max(renderer.gang_sizes, default=1)),
         name="splat",
-        pulse=_pulse(scenes, rasterizer),
+        pulse=_pulse(scenes, renderer),
         policy=worker_policy(config, [entry.facts.ladder for entry in scenes.entries]),
     )
     loop.start()
     service.closing.push_async_callback(loop.stop)
     runtime = WorkerRuntime(
-        service, config, _identity(config, scenes, threads), loop, partial(_report, scheduler, loop, scenes)
+        service, config, _identity(config, scenes, renderer), loop, partial(_report, scheduler, loop, scenes)
     )
     scenes.changed = partial(_publish, scenes, runtime)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
@@ -95,14 +99,14 @@ def _device(config: SplatWorkerConfig, service: Service) -> DeviceClient:
     return device
 
 
-def _scenes(config: SplatWorkerConfig, service: Service, threads: int, device: DeviceClient) -> Scenes:
+def _scenes(
+    config: SplatWorkerConfig, service: Service, make_renderer: Callable[[], Renderer], device: DeviceClient
+) -> Scenes:
     limits, memory_bytes = SceneLimits(config.max_gaussians, config.max_file_mib << 20), config.scene_memory_mb * 10**6
     # A link of its own to the arbiter: on the engine's, a load that waits would hold the engine up. Where there is no
     # arbiter, the engine's link is the lock that keeps frames and loads from being measured on top of each other.
     loads_device = device if config.device_socket is None else _device(config, service)
-    loader = Loader(
-        config.scenes, limits, Rasterizer(threads), loads_device, cache_folder(config.cache_dir), engine=ENGINE
-    )
+    loader = Loader(config.scenes, limits, make_renderer, loads_device, cache_folder(config.cache_dir))
     scenes = Scenes(
         config.scenes, Library(memory_bytes), loader, service.clock, most=config.max_scenes, most_bytes=memory_bytes
     )
@@ -119,15 +123,15 @@ def _scheduler(config: SplatWorkerConfig, scenes: Scenes) -> SplatScheduler:
     )
 
 
-def _pulse(scenes: Scenes, rasterizer: Rasterizer) -> Pulse:
+def _pulse(scenes: Scenes, renderer: Renderer) -> Pulse:
     """Of the first scene's lowest level, copied: the scene itself must not be kept in memory by it."""
     scene = next(entry.loaded for entry in scenes.entries if entry.loaded is not None)
     lowest = scene.ranked.ladder.rungs[-1]
     level = scene.ranked.at(lowest)
     copied = level.permuted(np.arange(level.count))
     whole = replace(lowest, gaussian_share=1.0)
-    small = LoadedScene(scene.name, RankedScene(copied, Ladder((whole,)), scene.ranked.home))
-    return costs.pulse(small, rasterizer, scenes.costs[scene.hash])
+    ranked = RankedScene(copied, Ladder((whole,)), scene.ranked.home)
+    return costs.pulse(LoadedScene(scene.name, ranked, renderer.place(copied)), renderer, scenes.costs[scene.hash])
 
 
 def _publish(scenes: Scenes, runtime: WorkerRuntime) -> None:
@@ -155,15 +159,15 @@ def _report(scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Scenes, 
             )
 
 
-def _identity(config: SplatWorkerConfig, scenes: Scenes, threads: int) -> Identity:
+def _identity(config: SplatWorkerConfig, scenes: Scenes, renderer: Renderer) -> Identity:
     return Identity(
         worker_id=f"splat-{secrets.token_hex(4)}",
         kind=common_pb2.KIND_SPLAT,
-        engine=ENGINE,
-        device=DEVICE,
-        device_id=config.device_id or f"cpu:{socket.gethostname()}",
+        engine=renderer.engine,
+        device=renderer.device,
+        device_id=config.device_id or f"{renderer.device}:{socket.gethostname()}",
         precision=PRECISION,
-        threads=threads,
+        threads=renderer.threads,
         assets=tuple(entry.facts.asset for entry in scenes.entries),
     )
 

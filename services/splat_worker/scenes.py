@@ -255,10 +255,11 @@ class Scenes:
         load.tell(READ, 0.0)
         scene = await self._in_thread(self._loader.read, file, serving)
         read_s = self._clock() - start_s
-        if scene.memory_bytes > self._most_bytes:
-            raise BadInput("scene", f"takes {scene.memory_bytes} bytes; scene_memory_mb allows {self._most_bytes}")
+        needed_bytes = self._loader.memory_bytes(scene)
+        if needed_bytes > self._most_bytes:
+            raise BadInput("scene", f"takes {needed_bytes} bytes; scene_memory_mb allows {self._most_bytes}")
         if serving:
-            self._library.make_room(scene.memory_bytes, file.name)
+            self._library.make_room(needed_bytes, file.name)
         is_known = scene.scene_id in self.costs
         told = asyncio.get_running_loop().call_soon_threadsafe
         prepared = await self._in_thread(
@@ -267,7 +268,7 @@ class Scenes:
         self._keep_costs(prepared.scene.hash, prepared.costs)
         # A first load also measures; what repeats is reading, and putting into the known order.
         reload_s = self._clock() - start_s if is_known else 2 * read_s
-        fits = self._library.has_room(scene.memory_bytes, file.name)
+        fits = self._library.has_room(needed_bytes, file.name)
         self._library.take(prepared.scene, file, reload_s, keep=fits)
         self.changed()
         return prepared.scene

@@ -60,14 +60,20 @@ class SplatScheduler:
         return Shot(RENDER, (work,), 1, self.frame(work, choice.option.rung.label), choice, slowness)
 
     def _gang(self, works: Sequence[Frame], now_s: float, scale: Cost) -> Gang | None:
-        """The first works side by side, where they are alike, where that is quicker, and where all are still in time.
+        """The first works side by side, as many as are alike, where that is quicker and all are still in time.
 
         They are the planner's first, so nothing more urgent waits behind them but what a step makes wait anyway.
         """
         costs = self.costs[works[0].spec.scene.hash]
-        size, efficiency = costs.gang.points[-1][0], costs.side_by_side
-        members = works[:size]
-        if size < 2 or efficiency > PAYS or len(members) < size or not _alike(members):
+        alike = _alike(works[: costs.gang.points[-1][0]])
+        gangs = (self._gang_of(works[:size], costs, now_s, scale) for size in costs.gang_sizes if size <= alike)
+        return next((gang for gang in gangs if gang is not None), None)
+
+    def _gang_of(self, members: Sequence[Frame], costs: SceneCosts, now_s: float, scale: Cost) -> Gang | None:
+        """The gang of frames that are alike; None where it is no quicker, or makes one of them late."""
+        size = len(members)
+        efficiency = costs.side_by_side(size)
+        if efficiency > PAYS:
             return None
         slowness = scale.mean_ms * efficiency * size  # of each: they share the cores
         shots = tuple(self._shot(work, slowness) for work in members)
@@ -88,13 +94,15 @@ class SplatScheduler:
         return self.costs[work.spec.scene.hash].encode[work.spec.encoding].at(work.spec.pixels)
 
     def after_binning(self, shot: Shot, tile_work: int, spent_ms: float, now_s: float) -> Choice:
-        """The choice again, now that the tile lists say what is left: as it is while that is in time, else lower.
+        """The choice again, now that the tile lists say what is left: as it is while that is in time, else lower. Of
+        scenes whose blending was measured by itself, as it is where frames are drawn in stages.
 
         A view that is costlier than those calibrated is so at every rung, so the lower rungs' costs grow alike. When no
         rung is in time, the quickest way to be done is taken.
         """
         (work,), choice = shot.works, shot.choice
         costs, due_s = self.costs[work.spec.scene.hash], choice.job.due_s
+        assert costs.blend is not None
         left_ms = (costs.blend.at(tile_work) + self.encode(work)).mean_ms * shot.slowness
         room_ms = (due_s - now_s) * 1000 - self.overhead_ms
         lower = choice.job.options[choice.level + 1 :]
@@ -109,8 +117,12 @@ class SplatScheduler:
         return Choice(choice.job, choice.level + 1 + step, Cost(again_ms[step]))
 
 
-def _alike(works: Sequence[Frame]) -> bool:
-    """Whether frames are of one scene, level and size, and no two of one film, which needs them one by one."""
-    kinds = {(work.spec.scene.hash, work.spec.pixels, work.ticket.rung.label, work.spec.encoding) for work in works}
-    films = [id(work.film) for work in works if work.film is not None]
-    return len(kinds) == 1 and len(set(films)) == len(films)
+def _alike(works: Sequence[Frame]) -> int:
+    """How many of the first frames are of one kind and level, and no two of one film, which needs them one by one."""
+    first, films = works[0], set[int]()
+    for count, work in enumerate(works):
+        if work.spec.kind != first.spec.kind or work.ticket.rung != first.ticket.rung or id(work.film) in films:
+            return count
+        if work.film is not None:
+            films.add(id(work.film))
+    return len(works)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import DirectoryPath, model_validator
 
-from headway.config import Address, OrOff, WorkerConfig, setting
+from headway.config import Address, OrOff, Target, UpstreamConfig, WorkerConfig, setting
 from services.text_worker.speculation import Mode
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
@@ -18,7 +18,7 @@ def default_model() -> Path:
     return _CHECKOUT_MODEL if _CHECKOUT_MODEL.exists() else _PACKAGED_MODEL
 
 
-class TextWorkerConfig(WorkerConfig):
+class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     """Serves text from a checkpoint of a known family in Hugging Face layout."""
 
     listen: Address = setting(
@@ -54,6 +54,12 @@ class TextWorkerConfig(WorkerConfig):
     remote_api_key: Annotated[str | None, OrOff] = setting(
         None, "the key for that server; best in the environment", group="Model", unit="KEY", max_length=4096, repr=False
     )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto",
+        "where steps run; auto: on a GPU where there is one that serves the model in these weights",
+        group="Device",
+        unit="NAME",
+    )
     context_tokens: Annotated[int | None, OrOff] = setting(
         None,
         "most tokens of prompt and answer together; off: what the model was trained for, at most 4096",
@@ -62,6 +68,10 @@ class TextWorkerConfig(WorkerConfig):
         ge=2,
         le=1_048_576,
     )
+    prefix_cache: Annotated[Target | None, OrOff] = setting(
+        None, "the prefix cache, where routers learn which prompts' beginnings are cached here; off: they do not",
+        group="Mesh", unit="HOST:PORT",
+    )  # fmt: skip
     max_batch: int = setting(16, "most sequences in a step", group="Engine", unit="N", ge=1, le=1024)
     kv_memory_mb: int = setting(
         256,

@@ -12,8 +12,8 @@ from headway.engine import Batch
 from headway.errors import BadInput
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
+from services.text_worker.backend import Model, Span
 from services.text_worker.costs import TextCosts
-from services.text_worker.cpu.model import CpuModel, Span
 from services.text_worker.drawing import draw
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
@@ -38,7 +38,7 @@ class TextEngine:
 
     def __init__(
         self,
-        model: CpuModel,
+        model: Model,
         store: KvStore,
         costs: TextCosts,
         *,

@@ -14,9 +14,10 @@ import torch
 import typer
 from torch import Tensor
 
+from services.text_worker.backend import Span
 from services.text_worker.config import default_model
 from services.text_worker.cpu.linear import WeightKind
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.model.architecture import Architecture

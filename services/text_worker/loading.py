@@ -11,10 +11,10 @@ from headway import __version__
 from headway.calibration import cache_folder, calibrated
 from headway.engine import Device
 from headway.prefix import model_fingerprint
+from services.text_worker.backend import Model
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
-from services.text_worker.cpu.model import CpuModel
-from services.text_worker.kv.pages import Pages, blocks_for
+from services.text_worker.hardware import choose_device, load_on, make_pages
 from services.text_worker.kv.store import KvStore
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.model.families import load_architecture
@@ -25,7 +25,6 @@ from services.text_worker.structure import Structures
 from services.text_worker.tokenizer import TextTokenizer, load_sampling, load_tokenizer
 
 MOST_DEFAULT_CONTEXT = 4096
-ENGINE = "cpu"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class LoadedModel:
 
     name: str
     hash: str
-    model: CpuModel
+    model: Model
+    device: torch.device
     tokenizer: TextTokenizer
     sampling: Sampling
     """What a request that says nothing gets."""
@@ -55,42 +55,44 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
     if context > architecture.context:
         raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
     tokenizer, found = load_tokenizer(settings.model, architecture), fingerprint(settings.model)
-    model = CpuModel.load(
-        settings.model, architecture, settings.weights, context=context, invariant=settings.batch_invariant
-    )
+    device = choose_device(settings, architecture, context)
     return LoadedModel(
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
         hash=found,
-        model=model,
+        model=load_on(device, settings, architecture, context),
+        device=device,
         tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
-        cache_fingerprint=model_fingerprint((), {"model": found, "engine": ENGINE, "weights": settings.weights}),
+        cache_fingerprint=model_fingerprint((), {"model": found, "engine": device.type, "weights": settings.weights}),
         structures=Structures(tokenizer, architecture.vocab),
     )
 
 
 def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:
     """The KV cache, in its final size. Raises CheckpointError when it is too small, or the memory is not there."""
-    architecture = loaded.model.architecture
-    blocks = blocks_for(architecture, settings.kv_memory_mb, loaded.context_tokens)
-    return KvStore(Pages(architecture, blocks))
+    return KvStore(make_pages(settings, loaded.model))
 
 
 def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, device: Device) -> TextCosts:
     """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
     chunk = min(settings.prefill_chunk, loaded.context_tokens)
     rows, threads = max(settings.max_batch, 1 + MOST_DRAFTS), torch.get_num_threads()
-    sizes = (rows, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
+    sizes = (rows, MOST_DRAFTS, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
     curves = calibrated(
         cache_folder(settings.cache_dir),
-        key=(ENGINE, __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),
+        key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),
         measure=lambda: measure(
             loaded.model, store.pages, max_batch=settings.max_batch, chunk_tokens=chunk, device=device
         ),
         probe=lambda: probe(loaded.model, store.pages, device),
     )
     return costs_of(curves, chunk)
+
+
+def _name_of(device: torch.device) -> str:
+    """As costs know it."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _card_name(folder: Path) -> str | None:

@@ -11,12 +11,13 @@ from functools import partial
 import grpc
 import torch
 
+from headway.channels import open_channel
 from headway.config import load
 from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
 from headway.planning import Setting
-from headway.server import Served, Service, StartError, run
+from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
 from headway.telemetry import Span
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
@@ -26,8 +27,10 @@ from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.loading import ENGINE, LoadedModel, calibrate, load_model, make_store
+from services.text_worker.loading import LoadedModel, calibrate, load_model, make_store
 from services.text_worker.model.config import CheckpointError
+from services.text_worker.prefixes import HeldPrefixes, NotedPrompts
+from services.text_worker.publishing import Publisher
 from services.text_worker.scheduler import TextScheduler
 from services.text_worker.sequence import LADDER, Sequence
 from services.text_worker.servicer import TextServicer
@@ -58,16 +61,34 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
     runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
+    prompts = await _publish(config, service, loaded, store, identity)
     log.info(
-        "%s: %d parameters, context %d, %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
-        loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, store.pages.size_bytes / 2**20,
-        costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms, config.max_batch,
+        "%s: %d parameters, context %d, %s on %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
+        loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, loaded.device,
+        store.pages.size_bytes / 2**20, costs.decode.at(1).mean_ms, costs.decode.at(config.max_batch).mean_ms,
+        config.max_batch,
     )  # fmt: skip
 
     def add(server: grpc.aio.Server) -> None:
-        text_pb2_grpc.add_TextGenerationServicer_to_server(TextServicer(runtime, loaded), server)
+        text_pb2_grpc.add_TextGenerationServicer_to_server(TextServicer(runtime, loaded, prompts), server)
 
     return registrations(runtime, "headway.v1.TextGeneration", add)
+
+
+async def _publish(
+    config: TextWorkerConfig, service: Service, loaded: LoadedModel, store: KvStore, identity: Identity
+) -> NotedPrompts | None:
+    """Tells routers from now on which prompts are cached. Raises StartError for files that cannot be read."""
+    if config.prefix_cache is None:
+        return None
+    credentials, secret = upstream_credentials(config), mesh_secret(config.lease_secret)
+    channel = open_channel(config.prefix_cache, credentials)
+    service.closing.push_async_callback(channel.close, None)
+    held = HeldPrefixes(store.pool)
+    publisher = Publisher(channel, credentials.metadata(), identity.worker_id, held, service.clock)
+    tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
+    service.closing.callback(tasks.create_task(publisher.run()).cancel)
+    return NotedPrompts(held, asset_hash=loaded.hash, secret=secret)
 
 
 def _set_threads(config: TextWorkerConfig) -> None:
@@ -118,9 +139,9 @@ def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
     return Identity(
         worker_id=f"text-{uuid.uuid4().hex[:8]}",
         kind=common_pb2.KIND_TEXT,
-        engine=ENGINE,
-        device="cpu",
-        device_id=config.device_id or f"cpu:{socket.gethostname()}",
+        engine=loaded.device.type,
+        device=str(loaded.device),
+        device_id=config.device_id or f"{loaded.device}:{socket.gethostname()}",
         precision=config.weights,
         threads=torch.get_num_threads(),
         assets=(LoadedAsset(loaded.name, loaded.hash, LADDER),),

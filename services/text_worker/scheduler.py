@@ -111,7 +111,8 @@ class TextScheduler:
         parts = self._parts(going, room, self._prefill_limit(going, now_s, scale))
         if self._speculate != "off":
             parts = self._with_drafts(parts, going, room, now_s, scale)
-        prefill, predicted = _prefill_of(parts), self._predicted(parts)
+        prefill, drafts = _prefill_of(parts), sum(len(part.drafts) for part in parts)
+        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts)
         return TextBatch(
             stage="prefill" if prefill else "decode",
             works=(*(part.sequence for part in parts), *ending),
@@ -156,10 +157,10 @@ class TextScheduler:
         decodes, prefill = sum(map(_decodes, parts)), _prefill_of(parts)
 
         def cost_ms(rows: int) -> float:
-            return self.costs.step_cost(decodes + rows, 0).mean_ms
+            return self.costs.step_cost(decodes, 0, rows).mean_ms
 
         def bound_ms(rows: int) -> float:
-            return self._bound_ms(self.costs.step_cost(decodes + rows, prefill), scale)
+            return self._bound_ms(self.costs.step_cost(decodes, prefill, rows), scale)
 
         works = [parts[place].sequence for place, _ in drafted]
         step_ms = cost_ms(0) * scale.mean_ms
@@ -224,11 +225,6 @@ class TextScheduler:
         decodes = sum(_ready(work) for work in lanes)
         end_s = now_s + self._bound_ms(self.costs.step_cost(max(1, decodes), 0), scale) / 1000
         return tuple(work for work in lanes if work.over_floor and end_s > work.ticket.budget.due_s)
-
-    def _predicted(self, parts: Several[Part]) -> Cost:
-        """A row of a draft costs at most as much as one of another sequence."""
-        rows = sum(1 + len(part.drafts) for part in parts if _decodes(part))
-        return self.costs.step_cost(rows, _prefill_of(parts))
 
     def _bound_ms(self, predicted: Cost, scale: Cost) -> float:
         step_ms = predicted.scaled(scale).quantile_ms(self._planning.admission_quantile)

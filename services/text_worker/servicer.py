@@ -14,6 +14,7 @@ from headway.worker import LoadedAsset, WorkerRuntime
 from services.text_worker.interleave import interleaved
 from services.text_worker.kv.chain import Chain
 from services.text_worker.loading import LoadedModel
+from services.text_worker.prefixes import NotedPrompts
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sampling import Drawn
 from services.text_worker.sequence import Delta, Ending, Sequence, ending_of
@@ -22,8 +23,9 @@ from services.text_worker.sequence import Delta, Ending, Sequence, ending_of
 class TextServicer(text_pb2_grpc.TextGenerationServicer):
     """Serves one loaded model."""
 
-    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel) -> None:
-        self._runtime, self._loaded = runtime, loaded
+    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel, prompts: NotedPrompts | None = None) -> None:
+        """`prompts` is told of every prompt; None where nobody asks which are cached."""
+        self._runtime, self._loaded, self._prompts = runtime, loaded, prompts
         self._secret = secrets.token_bytes(32)  # of this process alone, as its cache is
 
     async def Generate(
@@ -35,9 +37,12 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         ask = await read_ask(request, self._loaded)
         tickets = [self._runtime.ticket(budget, request.service_level, asset.ladder) for _ in range(ask.count)]
         sequences = [ask.sequence(ticket, self._loaded, answer) for answer, ticket in enumerate(tickets)]
-        salt = tenant_salt(self._secret, tenant_of_call.get())
+        tenant = tenant_of_call.get()
+        salt = tenant_salt(self._secret, tenant)
         for sequence in sequences:
             sequence.kv.chain = Chain(salt, self._loaded.cache_fingerprint)
+        if self._prompts is not None:
+            self._prompts.note(request, tenant, ask.prompt, sequences[0].kv.chain)
         times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
         streams = [
             _gathered(self._runtime, sequence) if sequence.had_ended is None else _ended(self._runtime, sequence)

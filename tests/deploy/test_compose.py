@@ -27,7 +27,7 @@ def test_a_container_can_do_no_more_than_it_must(name: str, service: dict[str, A
 
 def test_ports_are_published_on_loopback_and_only_by_the_front() -> None:
     published = {name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service}
-    assert published.keys() == {"router", "router-2", "prometheus", "grafana"}
+    assert published.keys() == {"router", "router-2", "envoy", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     outside = {name for name, service in COMPOSE["services"].items() if "front" in service["networks"]}
     assert outside == published.keys()
@@ -45,7 +45,7 @@ def test_prometheus_scrapes_every_service_that_has_metrics() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     scraped = {name for job in config["scrape_configs"] for found in job["dns_sd_configs"] for name in found["names"]}
     aliased = {name: alias for name, (alias,) in ALIASES.items()}
-    others = {"redis", "device", "prometheus", "grafana", "collector"}
+    others = {"redis", "device", "envoy", "prometheus", "grafana", "collector"}
     assert scraped == {aliased.get(name, name) for name in COMPOSE["services"].keys() - others}
 
 
@@ -60,7 +60,7 @@ def test_routers_know_every_worker_by_a_name_that_the_network_has() -> None:
 def test_what_is_not_for_everybody_waits_for_its_profile() -> None:
     profiles = {name: service["profiles"] for name, service in COMPOSE["services"].items() if "profiles" in service}
     watching = {name: ["observability"] for name in ("prometheus", "grafana", "collector")}
-    assert profiles == {**watching, "dit-worker-gpu": ["gpu"]}
+    assert profiles == {**watching, "envoy": ["envoy"], "dit-worker-gpu": ["gpu"]}
 
 
 def test_what_is_built_is_a_target_of_the_dockerfile() -> None:
@@ -84,3 +84,11 @@ def test_the_collector_passes_what_it_takes_to_an_exporter() -> None:
     pipeline = config["service"]["pipelines"]["traces"]
     for part in ("receivers", "processors", "exporters"):
         assert pipeline[part] == list(config[part])
+
+
+def test_envoy_calls_the_routers_that_there_are() -> None:
+    config = yaml.safe_load((DEPLOY / "envoy" / "envoy.yaml").read_text())
+    (cluster,) = config["static_resources"]["clusters"]
+    (group,) = cluster["load_assignment"]["endpoints"]
+    called = [end["endpoint"]["address"]["socket_address"] for end in group["lb_endpoints"]]
+    assert called == [{"address": name, "port_value": 50050} for name in ("router", "router-2")]

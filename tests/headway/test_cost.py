@@ -131,15 +131,15 @@ def test_a_calm_spell_says_little_about_the_next() -> None:
 
 def test_the_longest_stall_lately_is_kept_free_and_forgotten() -> None:
     learned = LearnedStall()
-    learned.observe(predicted_ms=10.0, actual_ms=50.0)
-    learned.observe(predicted_ms=10.0, actual_ms=9.0)
+    learned.observe(most_ms=10.0, actual_ms=50.0)
+    learned.observe(most_ms=10.0, actual_ms=9.0)
     assert 39.0 < learned.value_ms < 40.0
     for _ in range(10 * LearnedStall.HALF_LIFE_STEPS):
-        learned.observe(predicted_ms=10.0, actual_ms=9.0)
+        learned.observe(most_ms=10.0, actual_ms=9.0)
     assert learned.value_ms < 0.1
 
 
 def test_a_hang_of_the_machine_does_not_close_the_worker() -> None:
     learned = LearnedStall()
-    learned.observe(predicted_ms=10.0, actual_ms=60_000.0)
+    learned.observe(most_ms=10.0, actual_ms=60_000.0)
     assert learned.value_ms == LearnedStall.MOST_MS

@@ -94,7 +94,7 @@ def test_negative_slack_falls_in_a_negative_bucket() -> None:
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
-    units = ("_seconds", "_ratio", "_requests", "_info", "_reachable", "_replicas", "headway_workers")
+    units = ("_seconds", "_ratio", "_requests", "_info", "_reachable", "_replicas", "_blocks", "headway_workers")
     for family in _metrics().registry.collect():
         assert family.name.startswith("headway_")
         assert family.documentation.endswith(".")

@@ -28,6 +28,14 @@ class Picture:
     depth: FloatArray | None  # [height, width], sum of weight times depth along the camera's axis; None: not asked for
     visible: int  # gaussians that can be seen
     pairs: int  # of gaussian and tile
+    stages: "StageTimes | None"
+    """None: it was drawn in one go."""
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """What the stages of a frame took."""
+
     project_ms: float
     bin_ms: float
     blend_ms: float
@@ -99,9 +107,7 @@ class Rasterizer:
             depth=depth,
             visible=projection.visible,
             pairs=lists.pairs,
-            project_ms=projection.ms,
-            bin_ms=lists.ms,
-            blend_ms=_ms_since(start),
+            stages=StageTimes(projection.ms, lists.ms, _ms_since(start)),
         )
 
     def render(

@@ -21,6 +21,10 @@ WRITERS: Mapping[str, Writer] = {
 }
 
 
+NO_HARMONICS = frozenset({".splat"})
+"""Formats that hold plain colours alone."""
+
+
 def writer_of(path: Path) -> tuple[str, Writer]:
     """The suffix and the writer for a file's name. Raises BadInput that lists what can be written."""
     for suffix, writer in WRITERS.items():

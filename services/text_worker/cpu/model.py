@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.backend import Span, check_spans
 from services.text_worker.cpu import attention, rows
 from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import Packed, Rows, WeightKind, packer
@@ -20,21 +21,6 @@ from services.text_worker.model.rope import rotary_tables
 from services.text_worker.model.weights import LayerWeights, Mixture, Weights, load_weights
 
 _NOTHING = np.zeros(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens of one sequence to run, at positions `start` and on; those before are cached in `blocks`, in order."""
-
-    blocks: Several[int]
-    start: int
-    tokens: Several[int]
-    wanted: int = 1
-    """Logits of the last so many tokens."""
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
 
 
 class CpuModel:
@@ -75,15 +61,8 @@ class CpuModel:
         return self.weights.parameters
 
     def forward(self, spans: Several[Span], pages: Pages) -> Tensor:
-        """Runs every span, caches its keys and values, returns its wanted tokens' logits, fp32 [sum of wanted, vocab].
-
-        Raises ValueError for an empty span, one over the context, or one with too few blocks.
-        """
-        for span in spans:
-            if not 1 <= span.wanted <= len(span.tokens) or span.start < 0 or span.end > self.context:
-                raise ValueError(f"span {span.start}..{span.end} is empty or over the context of {self.context}")
-            if len(span.blocks) * BLOCK_TOKENS < span.end:
-                raise ValueError(f"span {span.start}..{span.end} has only {len(span.blocks)} blocks")
+        """See `backend.Model`."""
+        check_spans(spans, self.context)
         use_threads(self._threads)
         layout = _lay_out(spans)
         ops = _CpuPass(self.architecture, self._tables, layout, pages, int8=self.kind == "int8")

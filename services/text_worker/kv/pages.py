@@ -46,20 +46,20 @@ class Pages:
             self.values[layer][block] = values
 
 
-def block_bytes(architecture: Architecture) -> int:
+def block_bytes(architecture: Architecture, element_bytes: int = 4) -> int:
     """Bytes of one block's keys and values over all layers."""
-    return 2 * 4 * len(architecture.layers) * architecture.kv_heads * architecture.head_dim * BLOCK_TOKENS
+    return 2 * element_bytes * len(architecture.layers) * architecture.kv_heads * architecture.head_dim * BLOCK_TOKENS
 
 
-def blocks_for(architecture: Architecture, memory_mb: int, context_tokens: int) -> int:
+def blocks_for(architecture: Architecture, memory_mb: int, context_tokens: int, element_bytes: int = 4) -> int:
     """How many blocks a budget of `memory_mb` MiB holds; at least one sequence of the whole context must fit.
 
     Raises CheckpointError naming the least budget.
     """
-    blocks = memory_mb * 2**20 // block_bytes(architecture)
+    blocks = memory_mb * 2**20 // block_bytes(architecture, element_bytes)
     least = -(-context_tokens // BLOCK_TOKENS) + 2  # one to copy into when the last is shared, one to measure on
     if blocks < least:
-        needed_mb = -(-least * block_bytes(architecture) // 2**20)
+        needed_mb = -(-least * block_bytes(architecture, element_bytes) // 2**20)
         raise CheckpointError(
             f"kv_memory_mb: {memory_mb} hold {blocks} blocks; a context of {context_tokens} tokens needs {needed_mb}"
         )

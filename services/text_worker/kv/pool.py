@@ -26,7 +26,7 @@ class BlockEvent:
 
 
 class BlockPool:
-    """A fixed number of blocks. Not thread-safe but for `match`, `available` and `lone`, which only look."""
+    """A fixed number of blocks. Not thread-safe but for what only looks: `match`, `available`, `lone`, the events."""
 
     def __init__(self, blocks: int) -> None:
         if blocks < 1:
@@ -118,9 +118,10 @@ class BlockPool:
 
     def events_after(self, number: int) -> tuple[BlockEvent, ...] | None:
         """What happened after event `number`, oldest first; None when that is no longer known: use `stored_hashes`."""
-        if number > self._last_event or (self._events and number < self._events[0].number - 1):
+        events = tuple(self._events)  # one step of the interpreter: another thread may look
+        if number > self._last_event or (events and number < events[0].number - 1):
             return None
-        return tuple(event for event in self._events if event.number > number)
+        return tuple(event for event in events if event.number > number)
 
     def stored_hashes(self) -> tuple[bytes, ...]:
         """The names of all blocks that are here now, as of `last_event`."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.backend import Blocks
 from services.text_worker.kv.chain import Chain
-from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.pool import BlockPool
 
 
@@ -29,7 +29,7 @@ def blocks_of(tokens: int) -> int:
 class KvStore:
     """Belongs to the engine's thread. Whoever plans a step sees to it that the blocks are there."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Blocks) -> None:
         """The last block of `pages` stays outside the pool: what is only measured is written there."""
         self.pages, self.pool = pages, BlockPool(pages.blocks - 1)
 

@@ -40,10 +40,7 @@ class DenseModel:
         """`context`: the most positions that are served; None serves all that the checkpoint was trained for."""
         self.architecture, self.weights = architecture, weights
         dtype, served = weights.embedding.dtype, context or architecture.context
-        tables = {layer.attention.rope: None for layer in architecture.layers}
-        self._tables = {
-            rope: _whole_heads(rotary_tables(rope, architecture.head_dim, served), dtype) for rope in tables
-        }
+        self._tables = whole_tables(architecture, served, dtype)
 
     @classmethod
     def load(
@@ -68,7 +65,7 @@ class DenseModel:
         batch = _lay_out(spans)
         places = batch.positions
         turned = {rope: (cos[places, None], sin[places, None]) for rope, (cos, sin) in self._tables.items()}
-        ops = _DensePass(self.architecture, batch, turned, cache)
+        ops = _DensePass(self.architecture, turned, batch, cache)
         return forward(self.architecture, self.weights, batch.tokens, batch.last_rows, ops)
 
 
@@ -86,14 +83,12 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class _DensePass:
-    """See `forward.Pass`."""
+class TorchPass:
+    """All of `forward.Pass` but attention, in plain torch on the device that the tensors are on."""
 
     architecture: Architecture
-    batch: _Batch
     turned: dict[Rope, tuple[Tensor, Tensor]]
     """cos and sin of every row, each [rows, 1, head_dim], by rope."""
-    cache: KvCache
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return _normed(x, weight, self.architecture.rms_eps)
@@ -105,22 +100,15 @@ class _DensePass:
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         return functional.linear(x, matrix.weight, matrix.bias)
 
-    def attend(self, index: int, qkv: Tensor, weights: LayerWeights[Matrix]) -> Tensor:
-        attention, batch = self.architecture.layers[index].attention, self.batch
+    def turn(self, index: int, qkv: Tensor, weights: LayerWeights[Matrix]) -> tuple[Tensor, Tensor, Tensor]:
+        """Layer `index`'s queries, keys and values, each [rows, heads of its kind, head_dim], normed and turned."""
+        attention = self.architecture.layers[index].attention
         heads = qkv.view(len(qkv), -1, attention.head_dim)
         query, key, value = torch.split(heads, [attention.heads, attention.kv_heads, attention.kv_heads], dim=1)
         if weights.query_norm is not None and weights.key_norm is not None:
             query, key = self.norm(query, weights.query_norm), self.norm(key, weights.key_norm)
         cos, sin = self.turned[attention.rope]
-        query = _rotate(query, cos, sin)  # [rows, heads, head_dim]
-        self.cache.write(index, batch.slots, batch.positions, _rotate(key, cos, sin), value)
-        mixed = torch.empty_like(query)
-        if len(batch.single):
-            mixed[batch.single] = _attend_singles(query[batch.single], index, attention, batch, self.cache)
-        for row, span in batch.chunks:
-            rows = slice(row, row + len(span.tokens))
-            mixed[rows] = _attend_chunk(query[rows], index, attention, span, self.cache)
-        return mixed.flatten(1)
+        return _rotate(query, cos, sin), _rotate(key, cos, sin), value
 
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
@@ -137,16 +125,40 @@ class _DensePass:
         return mixed
 
 
+@dataclass(frozen=True)
+class _DensePass(TorchPass):
+    """See `forward.Pass`."""
+
+    batch: _Batch
+    cache: KvCache
+
+    def attend(self, index: int, qkv: Tensor, weights: LayerWeights[Matrix]) -> Tensor:
+        attention, batch = self.architecture.layers[index].attention, self.batch
+        query, key, value = self.turn(index, qkv, weights)
+        self.cache.write(index, batch.slots, batch.positions, key, value)
+        mixed = torch.empty_like(query)
+        if len(batch.single):
+            mixed[batch.single] = _attend_singles(query[batch.single], index, attention, batch, self.cache)
+        for row, span in batch.chunks:
+            rows = slice(row, row + len(span.tokens))
+            mixed[rows] = _attend_chunk(query[rows], index, attention, span, self.cache)
+        return mixed.flatten(1)
+
+
 def route(scores: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
     """Each row's experts and their shares of its answer, each [rows, chosen]; scores [rows, experts]; shares fp32."""
     shares, chosen = scores.float().softmax(dim=-1).topk(experts.chosen, dim=-1)
     return (shares / shares.sum(dim=-1, keepdim=True) if experts.normalised else shares), chosen
 
 
-def _whole_heads(tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both halves of a head beside each other: [context, head_dim]."""
-    cos, sin = (torch.cat((table, table), dim=-1).to(dtype) for table in tables)
-    return cos, sin
+def whole_tables(architecture: Architecture, context: int, dtype: torch.dtype) -> dict[Rope, tuple[Tensor, Tensor]]:
+    """cos and sin by rope and position, each [context, head_dim]: both halves of a head beside each other."""
+    ropes = dict.fromkeys(layer.attention.rope for layer in architecture.layers)
+    tables = {rope: rotary_tables(rope, architecture.head_dim, context) for rope in ropes}
+    return {
+        rope: (torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((sin, sin), dim=-1).to(dtype))
+        for rope, (cos, sin) in tables.items()
+    }
 
 
 def _lay_out(spans: Several[Span]) -> _Batch:

@@ -190,7 +190,7 @@ async def test_many_prefixes_are_told_in_parts_and_who_does_not_keep_up_is_cut_o
     await followed(watcher, follower)
     assert len(follower.held["w"]) == 3 * MOST_EVENTS
     for sequence in range(5, 5 + 4097):
-        directory.publish(report(sequence))
+        directory.publish(report(sequence, 1))
     with pytest.raises(Exception, match="watch again"):
         await watcher.next()
 

@@ -11,7 +11,7 @@ from headway.client import AsyncHeadway
 from headway.errors import HeadwayError, RemoteError
 from headway.lease import HEADER, LeaseSigner
 from headway.requests import images_request, render_request, text_request
-from headway.v1 import common_pb2, router_pb2, text_pb2_grpc
+from headway.v1 import common_pb2, router_pb2, text_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 SECRET = b"a secret of the mesh"
 
@@ -87,6 +87,11 @@ async def test_without_a_lease_or_a_router_a_worker_takes_nothing(mesh: Any, tmp
         assert await tokens(stub.Generate(text_request("abc"), timeout=5, metadata=leased)) == [3, 6, 9, 12]
         with pytest.raises(grpc.aio.AioRpcError, match="used before"):
             await stub.Generate(text_request("abc"), timeout=5, metadata=leased).read()
+        picked = await client.router.Pick(pick(kind=common_pb2.KIND_TEXT), timeout=5)
+        leased = ((HEADER, picked.lease),)
+        with pytest.raises(grpc.aio.AioRpcError, match="not one of the operators") as refused:
+            await worker_pb2_grpc.WorkerStub(channel).Drain(worker_pb2.DrainRequest(), timeout=5, metadata=leased)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
         other = ((HEADER, LeaseSigner(SECRET).sign("acme", ["text-other"])),)
         with pytest.raises(grpc.aio.AioRpcError, match="another worker"):
             await stub.Generate(text_request("abc"), timeout=5, metadata=other).read()

@@ -12,6 +12,7 @@ from still_worker import Still
 from headway.cost import Cost, Load, StepCurve
 from headway.deadline import Budget
 from headway.errors import NoSuchRung
+from headway.prefix import CHUNK_BYTES
 from headway.quality import Ladder, Rung
 from headway.requests import images_request, service_level, text_request
 from headway.v1 import common_pb2, text_pb2
@@ -35,7 +36,7 @@ def worker(name: str, *, queued: int = 0, step_ms: float = 10.0, ladder: Ladder 
 
 def ask(prefix: bytes = b"", **level: Any) -> Ask:
     return Ask(
-        common_pb2.KIND_IMAGE, "model", "digits", service_level(**level), NOW_S, NOW_S + 60, items=1, prefix=prefix
+        common_pb2.KIND_IMAGE, "model", "digits", service_level(**level), NOW_S, NOW_S + 60, items=1, prompt=prefix
     )
 
 
@@ -154,7 +155,7 @@ def test_names_of_no_policy_are_refused(name: str) -> None:
 
 def test_a_prompt_begins_as_its_first_chunk_does() -> None:
     def prefix(request: text_pb2.GenerateRequest) -> bytes:
-        return GENERATE_TEXT.ask(request, Budget(0.0, 1.0, 0.0)).prefix
+        return GENERATE_TEXT.ask(request, Budget(0.0, 1.0, 0.0)).prompt[:CHUNK_BYTES]
 
     long = "a story " * 100
     assert prefix(text_request(long + "one")) == prefix(text_request(long + "two"))

@@ -13,7 +13,7 @@ from sum_worker import ASSET_HASH
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.requests import images_request, render_request, service_level, text_request
-from headway.v1 import errors_pb2, image_pb2, router_pb2, text_pb2, worker_pb2, worker_pb2_grpc
+from headway.v1 import errors_pb2, image_pb2, router_pb2, splat_pb2, text_pb2, worker_pb2, worker_pb2_grpc
 
 LOST, DRAINING = router_pb2.WORKER_HEALTH_LOST, router_pb2.WORKER_HEALTH_DRAINING
 
@@ -315,3 +315,22 @@ async def test_draining_the_router_finishes_what_it_passes_on(mesh: Any) -> None
     worker.engine.gate.set()
     assert len(await answer(call)) == 5
     assert (await draining).finished >= 1
+
+
+async def test_only_operators_may_drain_or_change_scenes_where_callers_are_known(mesh: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("".join(f"{name}: [{hashlib.sha256(name.encode()).hexdigest()}]\n" for name in ("acme", "ops")))
+    as_acme, as_ops = ((("authorization", f"Bearer {name}"),) for name in ("acme", "ops"))
+    worker = await mesh.worker("splat")
+    client = await mesh.router(worker, api_keys=keys, operators="ops", metadata=as_acme)
+    load, unload = splat_pb2.LoadSceneRequest(scene="x"), splat_pb2.UnloadSceneRequest(scene="x")
+    for call in (
+        client.router.Drain(router_pb2.DrainRouterRequest(), timeout=5, metadata=as_acme),
+        client.splats.UnloadScene(unload, timeout=5, metadata=as_acme),
+        client.splats.LoadScene(load, timeout=5, metadata=as_acme),
+    ):
+        assert (await told(call)).status is grpc.StatusCode.PERMISSION_DENIED
+    frame = await client.splats.Render(render_request("", width=5), timeout=5, metadata=as_acme)
+    assert frame.served.worker_id == "splat-one"
+    drained = await client.router.Drain(router_pb2.DrainRouterRequest(), timeout=5, metadata=as_ops)
+    assert drained.finished == 0

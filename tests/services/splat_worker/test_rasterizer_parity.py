@@ -1,16 +1,22 @@
-"""Our pixels against gsplat's reference maths, on ordinary and on hostile views."""
+"""Our pixels against gsplat's reference maths, on ordinary and on hostile views.
 
-from collections.abc import Iterator
+By each way to draw: our own rasteriser; the one through gsplat with gsplat's torch code in place of its CUDA kernels,
+which proves all but those; and where there is a GPU, with them.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.gsplat_reference import Judged, judge, psnr_db
+from benchmarks.gsplat_reference import Judged, judge, psnr_db, without_cuda
 from services.splat_worker.camera import Camera, look_at
+from services.splat_worker.gsplat_rasterizer import DeviceScene, View, render
 from services.splat_worker.rasterizer import Picture, Rasterizer, expected_depth
-from services.splat_worker.scene import Gaussians, build_scene
+from services.splat_worker.scene import Gaussians, Scene, build_scene
 
 SIZE = 96
 MIN_PSNR_DB = 60
@@ -73,51 +79,87 @@ CASES: dict[str, tuple[Gaussians, Camera]] = {
 }
 
 
-def check_plane(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """One output, [height, width] or [height, width, 3], whose values are of about 1."""
+def check_plane(ours: np.ndarray, theirs: np.ndarray, weight: np.ndarray | float = 1.0) -> None:
+    """One output, [height, width] or [height, width, 3], whose values are of about 1. `weight` [height, width]: what a
+    pixel's error counts where it is looked for by itself."""
     assert np.isfinite(ours).all()
     assert psnr_db(ours, theirs) >= MIN_PSNR_DB
-    off = np.abs(ours - theirs).reshape(*theirs.shape[:2], -1).max(axis=2) > 1 / 255
+    off = np.abs(ours - theirs).reshape(*theirs.shape[:2], -1).max(axis=2) * weight > 1 / 255
     assert off.mean() <= MAX_SHARE_OFF
 
 
-def check(picture: Picture, judged: Judged) -> None:
-    """All outputs; depths are compared as shares of the farthest."""
+def check(picture: Picture, judged: Judged, *, own: bool = True) -> None:
+    """All outputs; depths are compared as shares of the farthest.
+
+    Not our `own`: gsplat's float32 puts a faint splat on the other side of 1/255 in one pixel of thousands. Where
+    little else is seen that moves the expected depth, so there an error counts as much as is seen.
+    """
     assert picture.depth is not None
     check_plane(picture.rgb, judged.rgb)
     check_plane(picture.alpha, judged.alpha)
-    for ours, theirs in (
-        (picture.depth, judged.depth),
-        (expected_depth(picture.depth, picture.alpha), judged.expected_depth),
-    ):
-        farthest = max(judged.depth.max(), judged.expected_depth.max(), 1.0)
-        check_plane(ours / farthest, theirs / farthest)
+    farthest = max(judged.depth.max(), judged.expected_depth.max(), 1.0)
+    check_plane(picture.depth / farthest, judged.depth / farthest)
+    expected = expected_depth(picture.depth, picture.alpha)
+    check_plane(expected / farthest, judged.expected_depth / farthest, 1.0 if own else judged.alpha)
 
 
 BACKGROUND = (0.2, 0.5, 0.9)
+Draw = Callable[..., Picture]
+"""Takes a scene, a camera and `sh_degree` or `antialiased`; draws over BACKGROUND, with depth."""
+
+
+def on_the_cpu(scene: Scene, camera: Camera, **modes: object) -> Picture:
+    return Rasterizer(2).render(scene, camera, BACKGROUND, with_depth=True, **modes)
+
+
+def through_gsplat(scene: Scene, camera: Camera, device: str = "cpu", **modes: object) -> Picture:
+    placed = DeviceScene.of(scene, torch.device(device))
+    (picture,) = render(placed, [View(camera, BACKGROUND)], with_depth=True, **modes)
+    return picture
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        "gsplat",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    ]
+)
+def draw(request: pytest.FixtureRequest) -> Iterator[Draw]:
+    if request.param == "cpu":
+        yield on_the_cpu
+    elif request.param == "cuda":
+        yield lambda *args, **modes: through_gsplat(*args, device="cuda", **modes)
+    else:
+        with without_cuda():
+            yield through_gsplat
+
+
+@cache
+def judged_case(case: str, antialiased: bool) -> Judged:
+    gaussians, camera = CASES[case]
+    return judge(build_scene(gaussians), camera, BACKGROUND, antialiased=antialiased)
 
 
 @pytest.mark.parametrize("antialiased", [False, True], ids=["classic", "antialiased"])
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_are_gsplats(case: str, antialiased: bool) -> None:
+def test_pixels_are_gsplats(case: str, antialiased: bool, draw: Draw) -> None:
     gaussians, camera = CASES[case]
-    scene = build_scene(gaussians)
-    picture = Rasterizer(2).render(scene, camera, BACKGROUND, antialiased=antialiased, with_depth=True)
-    check(picture, judge(scene, camera, BACKGROUND, antialiased=antialiased))
+    picture = draw(build_scene(gaussians), camera, antialiased=antialiased)
+    check(picture, judged_case(case, antialiased), own=draw is on_the_cpu)
 
 
-def test_a_lower_sh_degree_is_gsplats_too() -> None:
+def test_a_lower_sh_degree_is_gsplats_too(draw: Draw) -> None:
     scene = build_scene(cloud(1000))
-    picture = Rasterizer(1).render(scene, view(), BACKGROUND, sh_degree=1, with_depth=True)
-    check(picture, judge(scene, view(), BACKGROUND, sh_degree=1))
+    check(draw(scene, view(), sh_degree=1), judge(scene, view(), BACKGROUND, sh_degree=1))
 
 
-def test_a_crop_is_a_part_of_gsplats_whole_frame() -> None:
+def test_a_crop_is_a_part_of_gsplats_whole_frame(draw: Draw) -> None:
     # Splats at the frame's edge: there the shape is clamped to the whole frame's limits, not to the crop's.
     scene, whole = build_scene(stretched(cloud(2000), (6, 1, 1))), view((0.5, 0.3, -1.5))
     judged = judge(scene, whole, BACKGROUND)
     for left, top, width, height in ((0, 0, 40, 30), (61, 50, 35, 46), (17, 33, 1, 1)):
-        picture = Rasterizer(1).render(scene, whole.cropped(left, top, width, height), BACKGROUND, with_depth=True)
+        picture = draw(scene, whole.cropped(left, top, width, height))
         rows, columns = slice(top, top + height), slice(left, left + width)
         planes = (judged.rgb, judged.alpha, judged.depth, judged.expected_depth)
         check(picture, Judged(*(plane[rows, columns] for plane in planes)))

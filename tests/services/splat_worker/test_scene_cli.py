@@ -39,11 +39,14 @@ def read(path: Path) -> Scene:
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_every_format_that_can_be_written_is_read_again(ply: Path, suffix: str) -> None:
+def test_every_format_that_can_be_written_is_read_again(
+    ply: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = ply.parent / "new" / f"b{suffix}"
     assert run("convert", ply, target, "--keep-axes") == 0
     means, sh = LOSS[suffix]
     scene = read(target)
+    assert f" {scene.count} gaussians, degree {scene.sh_degree}, " in capsys.readouterr().out
     if suffix == ".splat":
         np.testing.assert_allclose(scene.sh, GOOD.sh[:, :1], atol=sh)
     else:

@@ -42,7 +42,7 @@ def picture(height: int = 20, width: int = 30) -> Picture:
     alpha = np.zeros((height, width), dtype=np.float32)
     alpha[:, : width // 2] = 0.5
     rgb = np.broadcast_to(np.array([0.2, 0.5, 2.0], dtype=np.float32), (height, width, 3))
-    return Picture(rgb, alpha, alpha * 4, visible=1, pairs=1, project_ms=0.0, bin_ms=0.0, blend_ms=0.0)
+    return Picture(rgb, alpha, alpha * 4, visible=1, pairs=1, stages=None)
 
 
 def test_floats_are_neither_clipped_nor_rounded_and_scaled_without_new_depths() -> None:

@@ -16,14 +16,13 @@ from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
 from services.splat_worker.camera import look_at
 from services.splat_worker.costs import SceneCosts
+from services.splat_worker.cpu_renderer import CpuRenderer
 from services.splat_worker.encode import Encoding
 from services.splat_worker.engine import SplatEngine
 from services.splat_worker.frame import Frame, FrameSpec, Gang, Shot
-from services.splat_worker.gang import Crew
 from services.splat_worker.ladder import RankedScene
 from services.splat_worker.library import LoadedScene
 from services.splat_worker.pace import Ahead
-from services.splat_worker.rasterizer import Rasterizer
 from services.splat_worker.scene import build_scene
 from services.splat_worker.scheduler import SplatScheduler
 from services.splat_worker.video import Film
@@ -192,10 +191,10 @@ def test_the_engine_draws_a_gang_as_it_draws_each_alone() -> None:
     works, twins = [frame(), frame()], [frame(), frame()]
     works[1].spec = twins[1].spec = other
     alone = [drawn(twin, Clock(0.001))[1].result.data for twin in twins]
-    crew, clock = Crew(2), Clock(0.001)
-    engine, batch = SplatEngine(Rasterizer(1), GANG_SCHEDULER, clock, crew), planned_step(GANG_SCHEDULER, *works)
+    renderer, clock = CpuRenderer(2), Clock(0.001)
+    engine, batch = SplatEngine(renderer, GANG_SCHEDULER, clock), planned_step(GANG_SCHEDULER, *works)
     events = engine.apply(batch, engine.run(batch), clock.now_s)
-    crew.close()
+    renderer.close()
     assert [ticket for ticket, _ in events] == [work.ticket for work in works]
     assert [event.result.data for _, event in events] == alone
 
@@ -212,7 +211,7 @@ class Clock:
 
 
 def drawn(work: Frame, clock: Clock) -> tuple[Frame, Finished]:
-    engine, batch = SplatEngine(Rasterizer(1), SCHEDULER, clock), shot(work)
+    engine, batch = SplatEngine(CpuRenderer(1), SCHEDULER, clock), shot(work)
     ((_, event),) = engine.apply(batch, engine.run(batch), clock.now_s)
     assert isinstance(event, Finished)
     return work, event
@@ -228,7 +227,7 @@ def test_the_engine_draws_what_was_planned() -> None:
 
 def test_a_view_that_is_too_complex_ends_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.splat_worker.rasterizer.binning.MAX_PAIRS", 10)
-    engine, work = SplatEngine(Rasterizer(1), SCHEDULER, Clock(0.001)), frame()
+    engine, work = SplatEngine(CpuRenderer(1), SCHEDULER, Clock(0.001)), frame()
     batch = shot(work)
     ((ticket, error),) = engine.apply(batch, engine.run(batch), 0.0)
     assert ticket is work.ticket
@@ -242,7 +241,7 @@ def test_the_engine_lowers_a_late_frame_after_binning_and_says_so() -> None:
     huge = replace(COSTS, blend=StepCurve(((1, Cost(500.0)),)))
     slow = replace(SCHEDULER, costs={LOADED.hash: huge})
     work, clock = frame(0.12), Clock(0.01)
-    engine = SplatEngine(Rasterizer(1), slow, clock)
+    engine = SplatEngine(CpuRenderer(1), slow, clock)
     batch = slow.next_batch(plan(work), 0.0, SAME)
     assert batch is not None and batch.choice.option.rung.label == "top"
     ((_, event),) = engine.apply(batch, engine.run(batch), clock.now_s)

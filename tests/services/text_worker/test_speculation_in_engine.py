@@ -20,9 +20,12 @@ from headway.planning import Setting, plan_queue
 from headway.quality import read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2, text_pb2
+from services.text_worker.backend import Blocks, Model
 from services.text_worker.costs import TextCosts
 from services.text_worker.cpu.linear import WeightKind
 from services.text_worker.cpu.model import CpuModel
+from services.text_worker.cuda.model import CudaModel
+from services.text_worker.cuda.pages import CudaPages
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages
@@ -51,6 +54,14 @@ LONG_S = 1e6
 def model(kind: WeightKind) -> CpuModel:
     torch.set_num_threads(1)
     return CpuModel.load(MODEL, ARCHITECTURE, kind, invariant=True)
+
+
+def as_on_a_gpu(blocks: int) -> tuple[Model, Blocks]:
+    device = torch.device("cpu")
+    made = CudaModel.load(MODEL, ARCHITECTURE, torch.float32, context=ARCHITECTURE.context, device=device)
+    pages = CudaPages(ARCHITECTURE, blocks, torch.float32, device)
+    made.prepare(pages, 16)
+    return made, pages
 
 
 def some_prompts(count: int) -> list[tuple[int, ...]]:
@@ -99,11 +110,13 @@ class Played:
 class Play:
     """Scheduler and engine over one cache, stepped by hand, time standing still."""
 
-    def __init__(self, speculate: Mode, kind: WeightKind = "int8", blocks: int = 64) -> None:
+    def __init__(self, speculate: Mode, kind: WeightKind = "int8", blocks: int = 64, *, as_gpu: bool = False) -> None:
+        """`as_gpu`: on the path of GPUs, fp32, where it is torch alone."""
         self.drafted = self.accepted = self.steps = 0
-        self.store = KvStore(Pages(ARCHITECTURE, blocks + 1))
+        runs, pages = as_on_a_gpu(blocks + 1) if as_gpu else (model(kind), Pages(ARCHITECTURE, blocks + 1))
+        self.store = KvStore(pages)
         self.scheduler = TextScheduler(COSTS, self.store.pool, PLANNING, speculate=speculate)
-        self.engine = TextEngine(model(kind), self.store, COSTS, clock=lambda: 0.0, told=self._told)
+        self.engine = TextEngine(runs, self.store, COSTS, clock=lambda: 0.0, told=self._told)
 
     def _told(self, drafted: int, accepted: int) -> None:
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
@@ -227,6 +240,16 @@ def test_what_accepted_drafts_left_in_the_cache_serves_who_goes_on() -> None:
     follow = play.run(turn)[0]
     assert turn.cached_tokens > len(REPEATED)
     assert follow.told == fresh.told
+
+
+@pytest.mark.parametrize("speculate", ["off", "lookup"])
+def test_the_path_of_gpus_runs_in_the_same_loop(speculate: Mode) -> None:
+    prompts = [REPEATED, *some_prompts(2), tuple(range(40, 60)) * 3]
+    expected = Play("off", "fp32").run(*(sequence(prompt) for prompt in prompts))
+    play = Play(speculate, as_gpu=True)
+    found = play.run(*(sequence(prompt) for prompt in prompts))
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert (play.accepted > 10) == (speculate == "lookup")
 
 
 def test_a_cache_that_hardly_holds_one_is_not_overrun() -> None:

@@ -96,7 +96,10 @@ async def test_n_answers_are_those_of_the_seeds_that_follow(channel: grpc.aio.Ch
 async def test_n_answers_are_admitted_together_or_not_at_all(channel: grpc.aio.Channel) -> None:
     floor = common_pb2.ServiceLevel(at_least=common_pb2.QualityFloor(tokens=400))
     asked: dict[str, Any] = {"sampling": WARM, "n": 16, "max_tokens": 400, "service_level": floor}
-    least_ms = float((await refusal(channel, 0.02, **asked)).metadata["least_budget_ms"])  # of one alone
+    watch = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=LONG_S)
+    step_ms = next(cost.mean_ms for cost in (await anext(aiter(watch))).step_costs if cost.batch == 1)
+    too_small_s = 50 * step_ms / 1000  # for 400 steps
+    least_ms = float((await refusal(channel, too_small_s, **asked)).metadata["least_budget_ms"])  # of one alone
     error = await refusal(channel, 1.2 * least_ms / 1000, **asked)  # some of them would be admitted
     assert error.reason_name in ("BUDGET_TOO_SMALL", "SHED")
     state = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=LONG_S)

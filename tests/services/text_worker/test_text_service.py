@@ -155,7 +155,7 @@ async def test_a_shorter_deadline_plans_fewer_tokens(channel: grpc.aio.Channel) 
 
 
 async def test_an_answer_that_the_deadline_cuts_ends_cleanly(channel: grpc.aio.Channel) -> None:
-    answer = await ask(channel, 0.4 * 400 * await step_ms(channel) / 1000, max_tokens=400)
+    answer = await ask(channel, 0.2 * 400 * await step_ms(channel) / 1000, max_tokens=400)
     tokens = answer.summary.usage.completion_tokens
     assert answer.reason == "DEADLINE"
     assert 16 <= tokens < 400

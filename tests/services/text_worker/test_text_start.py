@@ -3,14 +3,18 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from text_rig import MODEL, ask, refusal, served
 
 from headway.config import ConfigError, read
 from headway.server import StartError
 from headway.v1 import worker_pb2, worker_pb2_grpc
 from services.text_worker.config import TextWorkerConfig
+from services.text_worker.hardware import why_not
+from services.text_worker.model.families import load_architecture
 
 
 async def test_draining_finishes_what_is_admitted_and_takes_nothing_new(tmp_path: Path) -> None:
@@ -58,7 +62,30 @@ async def test_a_context_over_the_models_stops_the_start(tmp_path: Path) -> None
             pass
 
 
-@pytest.mark.parametrize("flags", [["--model", "/nowhere"], ["--kv-memory-mb", "0"], ["--weights", "int3"]])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+async def test_a_device_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="device: torch finds no CUDA device on this host"):
+        async with served(tmp_path, device="cuda"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights": "int8"}, "weights int8 are served on a CPU alone"),
+        ({"batch_invariant": True}, "batch_invariant is served on a CPU alone"),
+        ({}, None),
+        ({"weights": "bf16"}, None),
+    ],
+)
+def test_what_no_gpu_serves_is_named(options: dict[str, Any], said: str | None) -> None:
+    reason = why_not(TextWorkerConfig(model=MODEL, **options), load_architecture(MODEL), 512)
+    assert (reason is None) if said is None else said in (reason or "")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--model", "/nowhere"], ["--kv-memory-mb", "0"], ["--weights", "int3"], ["--device", "tpu"]]
+)
 async def test_a_bad_setting_names_its_flag(flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=flags[0].removeprefix("--")):
         read(TextWorkerConfig, flags, prog="headway-text-worker", env={})

@@ -9,9 +9,10 @@ import torch
 from test_family_logits import SHIPPED, VARIANTS, prompt, random_checkpoint
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.backend import Span
 from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import WeightKind
-from services.text_worker.cpu.model import CpuModel, Span
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.kv.pages import Pages
 from services.text_worker.model import dense
 from services.text_worker.model.cache import KvCache
