@@ -2,7 +2,8 @@
 
 The simulation knows of the workers what they tell everybody: rungs from `Describe`, step costs and the largest batch
 from `Watch`; and what a request alone takes beside its steps. Each worker has one thread on a core of its own, without
-an arbiter; router and generator run beside them, so that this wants more than two cores, or a model that is slow.
+an arbiter, and nothing waits at the router. Router and generator run beside them, so that this wants more than two
+cores, or a model that is slow.
 """
 
 import asyncio
@@ -144,7 +145,7 @@ async def _router(workers: Sequence[str]) -> AsyncIterator[AsyncHeadway]:
         listen, flags = f"unix:{folder}/router.sock", ",".join(f"dit={address}" for address in workers)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.router.main", "--listen", listen, "--workers", flags,
-            "--metrics-port", "0", "--log-level", "warning",
+            "--metrics-port", "0", "--log-level", "warning", "--waiting", "0",
         )  # fmt: skip
         try:
             async with AsyncHeadway(listen) as client:

@@ -3,9 +3,10 @@
 `IMAGES` and `FRAMES` are planned by the schedulers of the real workers; `TEXTS` by `benchmarks.simulation.text`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from benchmarks.experiment.arrivals import Arrival
 from benchmarks.simulation.text import DecodeScheduler, VirtualText, virtual_text
@@ -19,9 +20,11 @@ from services.dit_worker.encode import Format
 from services.dit_worker.sample_group import ImagesSpec, Jump, SampleGroup
 from services.dit_worker.scheduler import DitScheduler, ImageCosts
 from services.router.placement import FRAME_PIXELS
+from services.splat_worker.camera import look_at
 from services.splat_worker.costs import SceneCosts
 from services.splat_worker.encode import Encoding
-from services.splat_worker.frame import Shot
+from services.splat_worker.frame import Frame, FrameSpec, Shot
+from services.splat_worker.library import LoadedScene
 from services.splat_worker.scheduler import SplatScheduler
 from services.text_worker.sequence import LADDER as TEXT_LADDER
 
@@ -151,23 +154,14 @@ class ImageModel:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
+    """All that a splat worker's scheduler reads of a scene; nothing is drawn."""
+
     hash: str = ASSET
 
 
-@dataclass(frozen=True, slots=True)
-class _FrameSpec:
-    scene: _Scene = _Scene()
-    pixels: int = FRAME_PIXELS
-    encoding: Encoding = Encoding.RAW
-
-
-@dataclass(slots=True, eq=False)
-class VirtualFrame:
-    """What the splat worker's scheduler reads of a frame: there is no scene behind it."""
-
-    ticket: Ticket
-    spec: _FrameSpec = _FrameSpec()
-    film: None = None
+_SIDE = math.isqrt(FRAME_PIXELS)
+_CAMERA = look_at((0.0, 0.0, -1.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0), 60.0, _SIDE, _SIDE)
+_FRAME = FrameSpec(cast(LoadedScene, _Scene()), _CAMERA, (0.0, 0.0, 0.0), None, Encoding.RAW, 90)
 
 
 @dataclass(frozen=True)
@@ -192,8 +186,8 @@ class FrameModel:
         costs = SceneCosts(render, {Encoding.RAW: FREE}, FREE)
         return SplatScheduler({ASSET: costs}, RUNG_QUANTILE, ADMISSION_QUANTILE, self.overhead_ms)
 
-    def work(self, ticket: Ticket, items: int) -> VirtualFrame:
-        return VirtualFrame(ticket)
+    def work(self, ticket: Ticket, items: int) -> Frame:
+        return Frame(ticket, _FRAME)
 
     def apply(self, batch: Shot) -> list[Done]:
         return [Done(work, batch.choice.option.rung) for work in batch.works]

@@ -42,7 +42,7 @@ class Request:
     tenant: str
     at_s: float
     deadline_s: float
-    prefix: bytes
+    prompt: bytes
 
 
 Over = Callable[[Request, Rung | HeadwayError, bool], None]
@@ -112,7 +112,7 @@ class VirtualRouter:
         model = request.model
         ask = Ask(
             model.kind, "asset", "", request.level, budget.arrival_s, budget.due_s,
-            prefix=request.prefix, **model.sizes_of(request.items),
+            prompt=request.prompt, **model.sizes_of(request.items),
         )  # fmt: skip
         start_s = time.process_time()
         placements = self._placer.place(ask, self._roster, budget.arrival_s)

@@ -195,7 +195,7 @@ class VirtualWorker:
 
     def _end(self, batch: Any, taken_ms: float) -> None:
         now_s = self._clock.now_s
-        self._speed.stepped(calibrated_ms=batch.predicted.mean_ms, actual_ms=taken_ms)
+        self._speed.stepped(batch.predicted, taken_ms)
         for done in self.model.apply(batch):
             self._answer(done.work.ticket, done.rung, now_s)
         self._running = None
