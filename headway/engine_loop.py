@@ -17,11 +17,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from headway.cost import Cost, LearnedScale, ahead_ms
+from headway.cost import Cost, LearnedScale
 from headway.deadline import Clock
 from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
 from headway.host_speed import HostSpeed
+from headway.jobs import demand_of
 from headway.planning import Choice, Job, QueuePlan, Setting
 from headway.policy import Planned, Policy
 from headway.running_step import RunningStep, begin
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
-_DEMAND_BUCKETS = 16
 _IDLE_WAIT_S = 0.05
 _DECLARE_EVERY_S = 0.02
 _FIRST_PULSE_S, _LAST_PULSE_S = 0.25, 30.0
@@ -211,13 +211,7 @@ class EngineLoop(Generic[W]):
 
     def _declare(self, plan: QueuePlan, setting: Setting) -> None:
         """Tells the device's other workers what is to come here and by when."""
-        rows, before_ms = list[tuple[float, float]](), 0.0
-        for choice in plan.values():
-            own_ms = choice.finish.mean_ms - ahead_ms(choice.job.due_s, setting.foreign)
-            rows.append((choice.job.due_s, max(0.0, own_ms - before_ms)))
-            before_ms = max(before_ms, own_ms)
-        head, tail = rows[: _DEMAND_BUCKETS - 1], rows[_DEMAND_BUCKETS - 1 :]
-        self._device.declare([*head, (tail[0][0], sum(work_ms for _, work_ms in tail))] if tail else head)
+        self._device.declare(demand_of(plan, setting.foreign))
         self._declared_s = setting.now_s
 
     # --- the engine's thread

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from headway.cost import ONE, Cost, Foreign, Load, StepCurve
+from headway.cost import ONE, Cost, Foreign, Load, StepCurve, ahead_ms
 from headway.quality import Rung
 
 
@@ -67,3 +67,19 @@ class Choice:
 
 QueuePlan = dict[int, Choice]
 """By job key, in the order in which the engine prefers them: earliest due first."""
+
+DEMAND_BUCKETS = 16
+
+
+def demand_of(plan: QueuePlan, foreign: Foreign) -> list[tuple[float, float]]:
+    """What a plan has still to do, for others on the device: (due, monotonic s; device ms), earliest first.
+
+    `foreign` is what it was planned behind. At most `DEMAND_BUCKETS` rows: the last holds all that is due later. Pure.
+    """
+    rows, before_ms = list[tuple[float, float]](), 0.0
+    for choice in plan.values():
+        own_ms = choice.finish.mean_ms - ahead_ms(choice.job.due_s, foreign)
+        rows.append((choice.job.due_s, max(0.0, own_ms - before_ms)))
+        before_ms = max(before_ms, own_ms)
+    head, tail = rows[: DEMAND_BUCKETS - 1], rows[DEMAND_BUCKETS - 1 :]
+    return [*head, (tail[0][0], sum(work_ms for _, work_ms in tail))] if tail else head

@@ -202,6 +202,7 @@ class Metrics:
     def _mesh_metrics(self) -> None:
         self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
         self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
+        self.waiting = self._gauge("waiting_requests", "Requests that wait at the router for a worker's yes.", "kind")
         self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
         self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
         self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")

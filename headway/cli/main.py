@@ -1,6 +1,7 @@
 """The command `headway`."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from headway import __version__
 from headway.cli import calls, options, show
+from headway.cli.autoscale import read_bounds
 from headway.cli.camera_path import read_camera_path
 from headway.cli.path_calls import VIDEO_SUFFIX, save_path
 from headway.cli.readiness import is_ready
@@ -66,6 +68,16 @@ def _listen(text: str) -> str:
     return checked
 
 
+def _bounds(text: str) -> str:
+    try:
+        least, most = read_bounds(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: {error}") from error
+    if least < most and os.environ.get("HEADWAY_TLS_CERT"):
+        raise typer.BadParameter("workers come and go by what the router says without TLS; give MIN equal to MAX")
+    return text
+
+
 def _vector(text: str) -> tuple[float, float, float]:
     try:
         x, y, z = (float(part) for part in text.split(","))
@@ -106,10 +118,17 @@ def up_command(
         float,
         typer.Option("--start-timeout", parser=options.parse_duration_s, metavar="TIME", help="Time to be ready."),
     ] = 300.0,
+    autoscale: Annotated[
+        str,
+        typer.Option(
+            "--autoscale", parser=_bounds, metavar="MIN:MAX", help="Workers of each kind; they come and go as needed."
+        ),
+    ] = "1:1",
     detach: Annotated[bool, typer.Option("--detach", help="Return when all is ready; `headway down` ends it.")] = False,
 ) -> None:
     """Start everything as processes of this machine: Redis, device arbiter, prefix cache, workers, router."""
-    chosen = UpOptions(listen, models or default_models(), run_dir or default_run_folder(), redis, start_timeout)
+    folder, bounds = run_dir or default_run_folder(), read_bounds(autoscale)
+    chosen = UpOptions(listen, models or default_models(), folder, redis, start_timeout, bounds)
     with _readable():
         if detach:
             up_detached(chosen, notes)

@@ -21,8 +21,8 @@ async def is_ready(ready: Ready) -> bool:
     match ready:
         case GrpcReady():
             return await _serves(ready)
-        case RouterReady(address):
-            return await _sees_all(address)
+        case RouterReady(address, spare):
+            return await _sees_all(address, spare)
         case RedisReady(url):
             return await asyncio.to_thread(answers, url)
         case AcceptReady(address):
@@ -40,13 +40,13 @@ async def _serves(ready: GrpcReady) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _sees_all(address: str) -> bool:
+async def _sees_all(address: str, spare: int) -> bool:
     async with AsyncHeadway(address) as mesh:
         try:
             answer = await mesh.workers(deadline_s=_ASK_S)
         except HeadwayError as error:
             return error.reason == errors_pb2.ERROR_REASON_UNAUTHENTICATED
-    return all(worker.health == router_pb2.WORKER_HEALTH_HEALTHY for worker in answer.workers)
+    return sum(worker.health != router_pb2.WORKER_HEALTH_HEALTHY for worker in answer.workers) <= spare
 
 
 async def _accepts(address: str) -> bool:

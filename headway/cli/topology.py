@@ -13,6 +13,8 @@ from headway.local_redis import server_command
 PARTS = ("redis", "device-arbiter", "prefix-cache", "text-worker", "dit-worker", "splat-worker", "router")
 """In the order of starting; they stop in the opposite one."""
 
+KINDS = ("text", "dit", "splat")
+
 # glibc gives memory back to the system, and faults it in again, for every large message; this stops that.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
@@ -34,9 +36,11 @@ class GrpcReady:
 
 @dataclass(frozen=True)
 class RouterReady:
-    """Ready when the router at `address` sees all its workers healthy, or wants a key before it tells."""
+    """Ready when the router at `address` sees its workers healthy, or wants a key before it tells."""
 
     address: str
+    spare: int = 0
+    """How many of them need not run."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class MeshSettings:
     """A Redis that runs already; None starts one."""
     redis_server: Path | None = None
     """The server's binary, when one is to be started."""
+    least_workers: int = 1
+    """Of each kind; they run all the time."""
+    most_workers: int = 1
+    """Of each kind, with those that come and go."""
 
 
 def default_models() -> Path:
@@ -97,11 +105,18 @@ def parts_of(settings: MeshSettings, environment: Mapping[str, str] = os.environ
         *parts,
         _arbiter(settings, inner),
         _service("prefix-cache", settings, inner, "--redis", redis_url),
-        _worker("text-worker", settings, inner, "--model", settings.models / "text", _cache_flags(settings)),
-        _worker("dit-worker", settings, inner, "--model", settings.models / "dit-digits"),
-        _worker("splat-worker", settings, inner, "--scenes", settings.models / "scenes"),
+        *(_worker(kind, number, settings, inner) for kind in KINDS for number in range(1, settings.least_workers + 1)),
         _router(settings, {**environment, **_MALLOC}),
     )
+
+
+def spare_workers(
+    settings: MeshSettings, environment: Mapping[str, str] = os.environ
+) -> Mapping[str, tuple[Part, ...]]:
+    """The workers of each kind that run only while they are wanted, in the order in which they come."""
+    inner = {**{name: value for name, value in environment.items() if name not in _ROUTER_ONLY}, **_MALLOC}
+    numbers = range(settings.least_workers + 1, settings.most_workers + 1)
+    return {kind: tuple(_worker(kind, number, settings, inner) for number in numbers) for kind in KINDS}
 
 
 def _redis(settings: MeshSettings, env: Mapping[str, str]) -> Part:
@@ -120,25 +135,41 @@ def _cache_flags(settings: MeshSettings) -> tuple[str, ...]:
     return ("--prefix-cache", _address(settings, "prefix-cache"))
 
 
-def _worker(
-    name: str, settings: MeshSettings, env: Mapping[str, str], flag: str, assets: Path, more: tuple[str, ...] = ()
-) -> Part:
+def _worker(kind: str, number: int, settings: MeshSettings, env: Mapping[str, str]) -> Part:
     device = ("--device-socket", str(settings.sockets / "device.sock"))
-    return _service(name, settings, env, flag, str(assets), *device, *more)
+    match kind:
+        case "text":
+            flags = ("--model", str(settings.models / "text"), *_cache_flags(settings))
+        case "dit":
+            flags = ("--model", str(settings.models / "dit-digits"))
+        case _:
+            flags = ("--scenes", str(settings.models / "scenes"))
+    return _service(f"{kind}-worker", settings, env, *flags, *device, name=_worker_name(kind, number))
 
 
-def _service(name: str, settings: MeshSettings, env: Mapping[str, str], *flags: str) -> Part:
-    address = _address(settings, name)
-    return Part(name, (*_module(name), "--listen", address, "--metrics-port", "0", *flags), GrpcReady(address), env)
+def _worker_name(kind: str, number: int) -> str:
+    return f"{kind}-worker" if number == 1 else f"{kind}-{number}-worker"
+
+
+def _service(
+    program: str, settings: MeshSettings, env: Mapping[str, str], *flags: str, name: str | None = None
+) -> Part:
+    """`name`: of the part, where several run the same program."""
+    address = _address(settings, name or program)
+    command = (*_module(program), "--listen", address, "--metrics-port", "0", *flags)
+    return Part(name or program, command, GrpcReady(address), env)
 
 
 def _router(settings: MeshSettings, env: Mapping[str, str]) -> Part:
-    workers = ",".join(f"{kind}={_address(settings, f'{kind}-worker')}" for kind in ("text", "splat", "dit"))
+    numbers = range(1, settings.most_workers + 1)
+    names = [(kind, _worker_name(kind, number)) for kind in KINDS for number in numbers]
+    workers = ",".join(f"{kind}={_address(settings, name)}" for kind, name in names)
+    spare = len(KINDS) * (settings.most_workers - settings.least_workers)
     flags = ("--workers", workers, *_cache_flags(settings))
     command = (*_module("router"), "--listen", settings.listen, "--metrics-port", "0", *flags)
     address = reachable(settings.listen)
     # With TLS its certificate is for others to check; that it accepts is enough for us.
-    ready = AcceptReady(address) if env.get("HEADWAY_TLS_CERT") else RouterReady(address)
+    ready = AcceptReady(address) if env.get("HEADWAY_TLS_CERT") else RouterReady(address, spare)
     return Part("router", command, ready, env)
 
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from headway.cli.autoscale import Autoscaler, runner
 from headway.cli.run_folder import RunFolder, State
 from headway.cli.supervisor import Say, Supervisor
-from headway.cli.topology import PARTS, MeshSettings, parts_of
+from headway.cli.topology import PARTS, MeshSettings, parts_of, reachable, spare_workers
 from headway.local_redis import find_server
 
 DRAIN_S = 10.0
@@ -36,6 +37,8 @@ class UpOptions:
     redis_url: str | None
     start_s: float
     """How long the parts may take to be ready."""
+    workers: tuple[int, int] = (1, 1)
+    """The least and the most of each kind."""
 
 
 class UpError(RuntimeError):
@@ -62,7 +65,7 @@ async def run_mesh(options: UpOptions, say: Say, stop: asyncio.Event, on_ready: 
     with folder.held():
         listen = with_free_port(options.listen)
         server = None if options.redis_url is not None else find_server()
-        settings = MeshSettings(listen, options.models, folder.path, options.redis_url, server)
+        settings = MeshSettings(listen, options.models, folder.path, options.redis_url, server, *options.workers)
         told = False
 
         def changed(supervisor: Supervisor) -> None:
@@ -75,7 +78,21 @@ async def run_mesh(options: UpOptions, say: Say, stop: asyncio.Event, on_ready: 
         supervisor = Supervisor(parts_of(settings), say, start_s=options.start_s, drain_s=DRAIN_S, changed=changed)
         _on_signals(stop, supervisor)
         changed(supervisor)
-        await supervisor.run(stop)
+        scaling = asyncio.create_task(_scale(settings, options, say))
+        try:
+            await supervisor.run(stop)
+        finally:
+            scaling.cancel()
+            (ended,) = await asyncio.gather(scaling, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended
+
+
+async def _scale(settings: MeshSettings, options: UpOptions, say: Say) -> None:
+    """Adds and removes workers while the router can be asked."""
+    if settings.most_workers > settings.least_workers:
+        run = runner(say, start_s=options.start_s, drain_s=DRAIN_S)
+        await Autoscaler(reachable(settings.listen), spare_workers(settings), options.workers, run, say).follow()
 
 
 def _on_signals(stop: asyncio.Event, supervisor: Supervisor) -> None:
@@ -158,7 +175,7 @@ def _released(folder: RunFolder, within_s: float) -> bool:
 def _flags(options: UpOptions) -> list[str]:
     absolute = replace(options, models=options.models.absolute(), run_folder=options.run_folder.absolute())
     flags = ["--listen", absolute.listen, "--models", str(absolute.models), "--run-dir", str(absolute.run_folder)]
-    flags += ["--start-timeout", str(absolute.start_s)]
+    flags += ["--start-timeout", str(absolute.start_s), "--autoscale", "{}:{}".format(*absolute.workers)]
     return flags if absolute.redis_url is None else [*flags, "--redis", absolute.redis_url]
 
 

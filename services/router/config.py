@@ -91,6 +91,10 @@ class RouterConfig(UpstreamConfig):
     single_flight: bool = setting(
         True, "identical deterministic requests in flight share one worker's answer", group="Mesh"
     )
+    waiting: int = setting(
+        64, "requests of each kind that may wait here, when no worker can promise them now but one could still do them "
+        "in time; 0: none", group="Mesh", unit="N", ge=0, le=4096,
+    )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,

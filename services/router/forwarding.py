@@ -27,7 +27,7 @@ from headway.errors import (
 )
 from headway.server import tenant_of_call
 from headway.telemetry import Span, Tracing
-from headway.v1 import errors_pb2
+from headway.v1 import common_pb2, errors_pb2
 from services.router.member import Member
 from services.router.methods import Method
 from services.router.placement import Placement
@@ -35,16 +35,18 @@ from services.router.pool import Pool, kind_name
 from services.router.throttle import RetryThrottle
 from services.router.view import View
 
-_MOST_ATTEMPTS = 4
+MOST_ATTEMPTS = 4
+"""Workers that are asked for one request, before its caller is told."""
 _COME_BACK_S = 0.5
 _LOOK_AGAIN_S = 0.1
 """Reports come without a change of health; one tells that a worker is alive after all."""
-_ASK_ANOTHER = {
+ASK_ANOTHER = {
     errors_pb2.ERROR_REASON_SHED,
     errors_pb2.ERROR_REASON_TOO_MANY_CALLS,
     errors_pb2.ERROR_REASON_DRAINING,
     errors_pb2.ERROR_REASON_WORKER_LOST,
 }
+"""Reasons of a refusal after which another worker is asked."""
 
 Trailers = Callable[[tuple[tuple[str, str | bytes], ...]], None]
 
@@ -60,6 +62,7 @@ class Outgoing:
     """The workers to ask as things stand, best first; may be none."""
     trailers: Trailers
     """Is told the trailing metadata of the worker that served."""
+    priority: common_pb2.Priority = common_pb2.PRIORITY_NORMAL
 
 
 class _NotBegun(Exception):
@@ -113,13 +116,13 @@ class Forwarder:
             except HeadwayError as error:
                 # What an earlier worker said is better news than that no time is left to ask the next one.
                 if attempts.refusals and error.status is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise _soonest(attempts.refusals) from error
+                    raise soonest(attempts.refusals) from error
                 raise
-        raise _soonest(attempts.refusals) if attempts.refusals else no_worker(kind_name(outgoing.method.kind))
+        raise soonest(attempts.refusals) if attempts.refusals else no_worker(kind_name(outgoing.method.kind))
 
     async def _next(self, attempts: "_Attempts") -> Placement | None:
         """The worker to ask now; None when no more can be."""
-        if attempts.count >= _MOST_ATTEMPTS or attempts.raw is None:
+        if attempts.count >= MOST_ATTEMPTS or attempts.raw is None:
             return None
         if attempts.lost_s is None:
             return next(attempts.placements, None)
@@ -216,7 +219,7 @@ def _told(error: grpc.aio.AioRpcError, worker_id: str, *, begun: bool) -> Headwa
         told = WorkerLost(f"worker {worker_id} was lost {state}: {remote.message}", retry_after_s=_COME_BACK_S)
     elif not typed and remote.status is grpc.StatusCode.DEADLINE_EXCEEDED:
         told = Expired("the deadline passed before the worker's answer was complete")
-    return _NotBegun(told) if not begun and told.reason in _ASK_ANOTHER else told
+    return _NotBegun(told) if not begun and told.reason in ASK_ANOTHER else told
 
 
 def _with_the_hop(told: Exception, budget: Budget, sent_s: float) -> Exception:
@@ -231,7 +234,7 @@ def _with_the_hop(told: Exception, budget: Budget, sent_s: float) -> Exception:
     return BudgetTooSmall(budget_ms=given_ms, least_budget_ms=int(least_ms) * 1.01 + 2 + kept_ms)
 
 
-def _soonest(refusals: Sequence[HeadwayError]) -> HeadwayError:
+def soonest(refusals: Sequence[HeadwayError]) -> HeadwayError:
     """The refusal that lets the caller come back first; one without advice comes last."""
     return min(refusals, key=_retry_s)
 

@@ -14,6 +14,7 @@ from headway.lease import LeaseSigner, read_secret
 from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
 from headway.telemetry import Span
 from headway.yaml_file import YamlFileError
+from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
@@ -29,6 +30,7 @@ from services.router.result_cache import CacheLimits, ResultCache
 from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
 from services.router.single_flight import Flights
+from services.router.waiting import WaitingRoom
 
 
 async def build(config: RouterConfig, service: Service) -> Served:
@@ -51,7 +53,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         config=config,
         pool=pool,
         placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
-        forwarder=Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s),
+        asker=_asker(config, service, pool),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, cache_channel, credentials, secret, tasks),
@@ -84,6 +86,11 @@ def _quotas(config: RouterConfig) -> dict[str, Quota]:
         return load_quotas(config.quotas)
     except (QuotaFileError, YamlFileError) as error:
         raise StartError(f"quotas: {error}") from error
+
+
+def _asker(config: RouterConfig, service: Service, pool: Pool) -> Asker:
+    forwarder = Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s)
+    return Asker(forwarder, WaitingRoom(config.waiting, service.clock), service.metrics, service.clock)
 
 
 def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:

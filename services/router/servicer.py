@@ -17,10 +17,11 @@ from headway.telemetry import Answer as CountedAnswer
 from headway.telemetry import CacheResult, Metrics, Span, Tracing
 from headway.v1 import common_pb2, keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
 from services.router import keda
+from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
-from services.router.forwarding import Forwarder, Outgoing, no_worker
+from services.router.forwarding import Outgoing, no_worker
 from services.router.identity import Identity
 from services.router.keda import KedaServicer
 from services.router.listing import Lister
@@ -45,7 +46,7 @@ class Parts:
     config: RouterConfig
     pool: Pool
     placer: Placer
-    forwarder: Forwarder
+    asker: Asker
     lister: Lister
     everywhere: Everywhere
     cache: ResultCache | None
@@ -99,7 +100,8 @@ class Proxy:
             ask = method.ask(request, budget)
             placements = ranked(ask, parts)
             answer_so_far, trailers = method.continuation(raw, request), context.set_trailing_metadata
-            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers)
+            priority = ask.level.priority or common_pb2.PRIORITY_NORMAL
+            outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers, priority)
             if method.reproducible(request):
                 find = self._joined if parts.config.single_flight else self._cached
                 answer = find(request, outgoing, placements)
@@ -114,7 +116,7 @@ class Proxy:
         parts, best = self._parts, placements[0]
         cost_ms = device_ms(best) if self._method.uses_device else 0.0
         with parts.quotas.call(tenant_of_call.get(), cost_ms, best.finish.mean_ms / 1000):
-            async with aclosing(parts.forwarder.messages(outgoing, placements)) as messages:
+            async with aclosing(parts.asker.messages(outgoing, placements)) as messages:
                 async for message in messages:
                     yield message
 

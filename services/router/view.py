@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from headway.cost import ZERO, Cost, Load, StepCurve, predict_finish
@@ -69,7 +70,7 @@ class Report:
         return next(unlabelled, next(iter(self.curves.values()), _NO_STEPS))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """A healthy worker at one time."""
 
@@ -79,8 +80,14 @@ class View:
     loads: tuple[Load, ...]
     """The report's and what was sent since, by deadline."""
     in_flight: int
-    demand: tuple[tuple[float, float], ...]
-    """Device work by deadline: (due, monotonic s; ms); foreign work to others on the device."""
+
+    @cached_property
+    def demand(self) -> tuple[tuple[float, float], ...]:
+        """Device work by deadline: (due, monotonic s; ms); foreign work to others on the device.
+
+        Played when it is asked for: where every worker has a device of its own, it never is.
+        """
+        return _demand(self.loads, self.report)
 
     def asset(self, name: str) -> Asset | None:
         """The asset of this name or hash; the first when `name` is empty."""
@@ -121,7 +128,7 @@ def make_view(address: str, description: Description, report: Report, sent: Sequ
     """The worker with what was sent to it since its report."""
     loads = tuple(sorted((*report.loads, *sent), key=_due_s))
     in_flight = report.in_flight + len(sent)
-    return View(address, description, report, loads, in_flight, _demand(loads, report))
+    return View(address, description, report, loads, in_flight)
 
 
 def _demand(loads: Sequence[Load], report: Report) -> tuple[tuple[float, float], ...]:

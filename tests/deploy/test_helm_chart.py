@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from headway.config import ServiceConfig, read
 from services.dit_worker.config import DitWorkerConfig
 from services.prefix_cache.config import PrefixCacheConfig
-from services.router.config import RouterConfig
+from services.router.config import KINDS, RouterConfig
 from services.splat_worker.config import SplatWorkerConfig
 from services.text_worker.config import TextWorkerConfig
 
@@ -40,7 +40,7 @@ SECURE = {
         "front": {"secret": "front", "clientCa": True},
         "mesh": {"workersSecret": "workers", "routersSecret": "routers"},
     },
-    "auth": {"apiKeysSecret": "keys", "leaseSecret": "lease", "cacheSecret": "cache"},
+    "auth": {"apiKeysSecret": "keys", "leaseSecret": "lease", "cacheSecret": "cache", "quotasConfigMap": "quotas"},
     "redis": {"urlSecret": {"name": "redis"}},
 }
 SCALED = {
@@ -49,7 +49,13 @@ SCALED = {
         "gpu": {
             "workers": [GPU],
             "cacheClaim": "calibrations",
-            "autoscaling": {"enabled": True, "minReplicas": 1, "maxReplicas": 8, "deviceShare": 0.6},
+            "autoscaling": {
+                "enabled": True,
+                "minReplicas": 1,
+                "maxReplicas": 8,
+                "signal": "prometheus",
+                "deviceShare": 0.6,
+            },
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         },
     },
@@ -241,6 +247,14 @@ def test_a_pool_that_scales_has_no_count_of_its_own(render: Render) -> None:
     assert 'job="demo-headway-gpu"' in scaled["spec"]["triggers"][0]["metadata"]["query"]
 
 
+def test_keda_asks_routers_for_each_kind_of_a_pool(render: Render) -> None:
+    scaling = {"autoscaling": {"enabled": True, "minReplicas": 1, "maxReplicas": 3}}
+    (scaled,) = of_kind(render({"pools": {"shared": scaling}}), "ScaledObject")
+    asked = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    assert {trigger["scalerAddress"] for trigger in asked} == {"demo-headway-router.mesh.svc:50050"}
+    assert {KINDS[trigger["kind"]] for trigger in asked} == set(KINDS.values())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -256,6 +270,7 @@ def test_a_pool_that_scales_has_no_count_of_its_own(render: Render) -> None:
         ({"tls": {"front": {"clientCa": True}}}, "tls.front.secret"),
         ({"pools": {"shared": {**SCALED["pools"]["gpu"]}}}, "monitoring.prometheus"),
         ({"otlpEndpoint": "collector:4317"}, "otlpEndpoint"),
+        (SECURE | {"pools": {"shared": {"autoscaling": {"enabled": True}}}}, "in the clear"),
     ],
 )
 def test_values_that_cannot_work_are_refused_with_the_words_that_say_which(

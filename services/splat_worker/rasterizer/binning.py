@@ -71,7 +71,7 @@ def bin_tiles(records: FloatArray, order: npt.NDArray[np.int32], width: int, hei
 
 @compiled()
 def _tile_span(record: FloatArray, tile_row: int) -> tuple[int, int]:
-    """First and last tile of a row of tiles that the ellipse reaches; empty when first > last.
+    """First and last tile of a row of tiles that the ellipse reaches, within its box; 1 and 0 when it reaches none.
 
     The ellipse is A dx^2 + B dx dy + C dy^2 >= REACH. At dy it is centred on B dy / (-2A) with half width
     sqrt(DISC dy^2 + 4 A REACH) / (-2A). Its rightmost point lies at dy = B sqrt(-REACH / (C DISC)), its
@@ -93,8 +93,14 @@ def _tile_span(record: FloatArray, tile_row: int) -> tuple[int, int]:
         scale = -_HALF / a
         right = (b * at_right + math.sqrt(max(disc * at_right * at_right + widest, _ZERO))) * scale
         left = (b * at_left - math.sqrt(max(disc * at_left * at_left + widest, _ZERO))) * scale
-        first = max(first, record[X] + left - _HALF - _SLACK_PX)
-        last = min(last, record[X] + right - _HALF + _SLACK_PX)
+        # What overflowed to NaN compares false, and leaves the box as it is.
+        left_most, right_most = record[X] + left - _HALF - _SLACK_PX, record[X] + right - _HALF + _SLACK_PX
+        if left_most > first:
+            first = left_most
+        if right_most < last:
+            last = right_most
+        if first > last:  # perhaps by more than the tiles' int16 holds
+            return 1, 0
     return int(first) // TILE_PX, int(last) // TILE_PX
 
 

@@ -11,6 +11,7 @@ from headway.cli.topology import (
     default_models,
     parts_of,
     reachable,
+    spare_workers,
 )
 from headway.cli.up import with_free_port
 
@@ -48,6 +49,20 @@ def test_the_parts_know_each_other() -> None:
     assert sockets == {_flag(parts["device-arbiter"], "--socket")}
     assert _flag(parts["prefix-cache"], "--redis") == f"unix://{_flag(parts['redis'], '--unixsocket')}"
     assert _flag(_parts(redis_url="redis://h:1")["prefix-cache"], "--redis") == "redis://h:1"
+
+
+def test_spare_workers_are_known_to_the_router_before_they_run() -> None:
+    settings = MeshSettings("127.0.0.1:1", Path("/m"), RUN, "redis://h", least_workers=2, most_workers=3)
+    parts, spare = {part.name: part for part in parts_of(settings, {})}, spare_workers(settings, {})
+    assert [name for name in parts if name.startswith("text")] == ["text-worker", "text-2-worker"]
+    assert {kind: [part.name for part in extra] for kind, extra in spare.items()} == {
+        kind: [f"{kind}-3-worker"] for kind in ("text", "dit", "splat")
+    }
+    known = [item.split("=")[1] for item in _flag(parts["router"], "--workers").split(",")]
+    workers = [part for part in (*parts.values(), *(extra for (extra,) in spare.values())) if "worker" in part.name]
+    assert sorted(known) == sorted(_flag(part, "--listen") for part in workers)
+    assert len(set(known)) == 9
+    assert parts["router"].ready == RouterReady("127.0.0.1:1", spare=3)
 
 
 def test_identity_is_the_routers_alone() -> None:

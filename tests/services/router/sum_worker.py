@@ -38,8 +38,8 @@ class Sum:
 
 
 class SumScheduler:
-    def __init__(self, step_ms: float) -> None:
-        self.curve, self.max_batch = StepCurve(((1, Cost(step_ms)),)), 8
+    def __init__(self, step_ms: float, step_var_ms2: float = 0.0) -> None:
+        self.curve, self.max_batch = StepCurve(((1, Cost(step_ms, step_var_ms2)),)), 8
 
     def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
         return Setting(now_s, self.curve, self.max_batch, scale, foreign)
@@ -206,6 +206,7 @@ class SumWorker:
     kind: str = "image"
     name: str = "one"
     step_ms: float = 1.0
+    step_var_ms2: float = 0.0
     assets: tuple[str, ...] = ("sums",)
     settings: dict[str, Any] = field(default_factory=dict)
     engine: SumEngine = field(default_factory=SumEngine)
@@ -216,7 +217,7 @@ class SumWorker:
 
     async def build(self, config: WorkerConfig, service: Service) -> Served:
         kind, service_name, servicer, add = KINDS[self.kind]
-        scheduler = SumScheduler(self.step_ms)
+        scheduler = SumScheduler(self.step_ms, self.step_var_ms2)
         self.loop = EngineLoop(
             scheduler,
             self.engine,

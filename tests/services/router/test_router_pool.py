@@ -17,7 +17,8 @@ from services.router.breaker import Breaker
 from services.router.calls import Calls
 from services.router.config import WorkerAddress
 from services.router.identity import Identity
-from services.router.member import REPORT_INTERVAL_S, Member
+from services.router.ledger import REPORT_INTERVAL_S
+from services.router.member import Member
 from services.router.pool import Pool, Upstream
 from services.router.resolver import is_name, resolve
 from services.router.view import read_description

@@ -1,0 +1,75 @@
+"""Asks workers for a request, and again later where all refuse for load and it could still be answered in time."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from headway.deadline import Clock
+from headway.errors import HeadwayError
+from headway.telemetry import Metrics
+from headway.v1 import errors_pb2
+from services.router.forwarding import Forwarder, Outgoing
+from services.router.placement import Placement
+from services.router.pool import kind_name
+from services.router.waiting import Place, WaitingRoom, may_wait, spare_s
+
+
+class Asker:
+    """Forwarding with a bounded queue behind it."""
+
+    def __init__(self, forwarder: Forwarder, room: WaitingRoom, metrics: Metrics, clock: Clock) -> None:
+        self._forwarder, self._room, self._metrics, self._clock = forwarder, room, metrics, clock
+
+    async def messages(self, outgoing: Outgoing, placements: Sequence[Placement]) -> AsyncGenerator[bytes, None]:
+        """As `Forwarder.messages`; the refusal comes when waiting is of no use."""
+        begun = False
+        try:
+            async with aclosing(self._forwarder.messages(outgoing, placements)) as messages:
+                async for message in messages:
+                    begun = True
+                    yield message
+            return
+        except HeadwayError as error:
+            if begun or not may_wait(error):
+                raise
+            refusal = error
+        async with aclosing(self._later(outgoing, refusal)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _later(self, outgoing: Outgoing, refusal: HeadwayError) -> AsyncGenerator[bytes, None]:
+        place = Place(outgoing.method.kind, (-outgoing.priority, outgoing.budget.due_s))
+        self._room.enter(place)
+        try:
+            while await self._turn(outgoing, place, refusal):
+                try:
+                    async with aclosing(self._forwarder.messages(outgoing, outgoing.rank())) as messages:
+                        async for message in messages:
+                            self._leave(place)
+                            yield message
+                    return
+                except HeadwayError as error:
+                    if not self._room.holds(place) or not (may_wait(error) or _is_too_late(error)):
+                        raise
+                    refusal = error if may_wait(error) else refusal
+                self._room.asked(place)
+            raise refusal
+        finally:
+            self._leave(place)
+
+    async def _turn(self, outgoing: Outgoing, place: Place, refusal: HeadwayError) -> bool:
+        """Whether to ask now; False as soon as it is hopeless."""
+        self._count(place)
+        left_s = spare_s(outgoing.rank(), outgoing.budget.due_s, self._clock())
+        return left_s is not None and await self._room.turn(place, refusal.retry_after_s or 0.0, left_s)
+
+    def _leave(self, place: Place) -> None:
+        if self._room.holds(place):
+            self._room.leave(place)
+            self._count(place)
+
+    def _count(self, place: Place) -> None:
+        self._metrics.waiting.labels(kind_name(place.kind)).set(self._room.count(place.kind))
+
+
+def _is_too_late(error: HeadwayError) -> bool:
+    return error.reason == errors_pb2.ERROR_REASON_BUDGET_TOO_SMALL

@@ -1,0 +1,107 @@
+"""Requests that no worker would promise now, but that could still be answered in time (DESIGN, decision 1).
+
+A worker promises what it will keep in 999 of 1,000 cases. What it would most likely keep, but cannot promise, waits
+here and is asked for again when more is known. It leaves at once when even the likely finish comes too late.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from headway.deadline import Clock
+from headway.errors import HeadwayError
+from headway.v1 import common_pb2, errors_pb2
+from services.router.placement import Placement
+
+_PAUSE_S = (0.01, 0.25)
+"""Between two times that a request is asked for: no less, and no more than reports take to come."""
+_LATER = {errors_pb2.ERROR_REASON_SHED, errors_pb2.ERROR_REASON_TOO_MANY_CALLS}
+
+
+def spare_s(placements: Sequence[Placement], due_s: float, now_s: float) -> float | None:
+    """How long a request may wait and still be answered in time, if all goes as expected; None when it is hopeless."""
+    finish_s = min((placement.finish.mean_ms for placement in placements), default=float("inf")) / 1000
+    left_s = due_s - now_s - finish_s
+    return left_s if left_s > 0 else None
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One request's place in the queue."""
+
+    kind: common_pb2.Kind
+    order: tuple[int, float]
+    """The most urgent is the least: higher priorities, then those due first."""
+    ready_s: float = 0.0
+    """When to ask again."""
+
+
+class WaitingRoom:
+    """Of each kind at most `most` requests wait; of those that are ready the most urgent asks, one at a time."""
+
+    def __init__(self, most: int, clock: Clock) -> None:
+        self._most, self._clock = most, clock
+        self._places: list[Place] = []
+        self._asking: dict[common_pb2.Kind, Place] = {}
+        self._changed = asyncio.Event()
+
+    def count(self, kind: common_pb2.Kind) -> int:
+        """How many requests of a kind wait."""
+        return sum(place.kind == kind for place in self._places)
+
+    def enter(self, place: Place) -> None:
+        """Takes a place, until `leave`. Where there are too many, the least urgent loses its own. Mutates the room."""
+        self._places.append(place)
+        if self.count(place.kind) > self._most:
+            least = max((each for each in self._places if each.kind == place.kind), key=_order)
+            self.leave(least)
+
+    def leave(self, place: Place) -> None:
+        """Gives a place up, if there is one. Mutates the room."""
+        if place in self._places:
+            self._places.remove(place)
+        self.asked(place)
+
+    def holds(self, place: Place) -> bool:
+        """Whether it still has its place."""
+        return place in self._places
+
+    async def turn(self, place: Place, pause_s: float, spare_s: float) -> bool:
+        """Waits for about `pause_s`, and until no more urgent one asks; False when time or place were lost before that.
+
+        `spare_s` is the time that it has. After True call `asked`, or `leave`, when the answer is known.
+        """
+        now_s, (least_s, most_s) = self._clock(), _PAUSE_S
+        until_s, place.ready_s = now_s + spare_s, now_s + max(least_s, min(pause_s, most_s))
+        while self.holds(place) and now_s < until_s:
+            if self._is_turn(place, now_s):
+                self._asking[place.kind] = place
+                return True
+            wake_s = min(place.ready_s, until_s) if place.ready_s > now_s else until_s
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wake_s - now_s)
+            now_s = self._clock()
+        return False
+
+    def asked(self, place: Place) -> None:
+        """The workers have answered: the next one may ask. Mutates the room."""
+        if self._asking.get(place.kind) is place:
+            del self._asking[place.kind]
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _is_turn(self, place: Place, now_s: float) -> bool:
+        if place.kind in self._asking or place.ready_s > now_s:
+            return False
+        ready = (each for each in self._places if each.kind == place.kind and each.ready_s <= now_s)
+        return min(ready, key=_order) is place
+
+
+def may_wait(refusal: HeadwayError) -> bool:
+    """Whether the refusal is for load, and not for good."""
+    return refusal.reason in _LATER and refusal.retry_after_s is not None
+
+
+def _order(place: Place) -> tuple[int, float]:
+    return place.order
