@@ -10,12 +10,13 @@ is left out. Every study compares on the same arrivals:
 - `scale`: 1 to 1,000 workers, and how many routers those need. Measured here: the CPU time of a placement. Taken from
   elsewhere: what passing a message on and a `Pick` cost a router (`benchmarks.simulation.studies`).
 
-Writes `benchmarks/results/simulate.json`. The full run takes a few minutes on one core, `--quick` about ten seconds. A
-request costs about a millisecond of CPU time here, most of it the planner's: `--only scale --requests 1000000` takes
-its time. `--validate` runs nothing of this, but the same load on two real workers and simulated: see
-`benchmarks.simulation.live`.
+Writes `benchmarks/results/simulate.json` (`simulate-live.json` with `--validate`). The full run takes a few minutes on
+one core, `--quick` about ten seconds. A request costs about a millisecond of CPU time here, most of it the planner's,
+so a million of them (`--only scale --requests 1000000`) take about a quarter of an hour for each size. `--validate`
+runs nothing of this, but the same load on two real workers and simulated: see `benchmarks.simulation.live`.
 """
 
+import asyncio
 import time
 from dataclasses import asdict, replace
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.figures import write
+from benchmarks.simulation import live
 from benchmarks.simulation.host import Noise
 from benchmarks.simulation.report import show
 from benchmarks.simulation.studies import MESSAGE_S, PICK_S, STUDIES, USED, Effort
@@ -61,6 +63,9 @@ def main(
     """Simulates clusters and writes benchmarks/results/simulate.json."""
     if unknown := set(only or ()) - STUDIES.keys():
         raise typer.BadParameter(f"no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
+    if validate:
+        _validate(6.0 if quick else 20.0)
+        return
     noise = Noise(spread, slow_share=slow_share, stall_chance=stall_chance)
     effort = replace(QUICK if quick else Effort(), seed=seed, noise=noise)
     effort = replace(effort, requests=requests or effort.requests, each=workers or effort.each)
@@ -70,6 +75,12 @@ def main(
     assumed = {"message_s": MESSAGE_S, "pick_s": PICK_S, "used": USED}
     path = write("simulate", {"effort": asdict(effort), "assumed": assumed, "took_s": taken_s, "studies": found})
     console.print(f"{taken_s:.0f} s in all; written to {path}")
+
+
+def _validate(seconds: float) -> None:
+    found = asyncio.run(live.validate(seconds))
+    live.show(found, console)
+    console.print(f"written to {write('simulate-live', found)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -73,7 +73,7 @@ class Outcome:
     """CPU time of one placement, in the mean, on this host."""
     busy: float
     """Share of the workers' time in which they stepped."""
-    bound: float | None
+    bound: float | None = None
     """The most goodput that any schedule could give, where it was asked for."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,21 +165,26 @@ def simulate(
 
     `bounded`: with the clairvoyant bound, which takes seconds for a thousand requests. `told` hears of every end.
     """
-    start_s, run, sent = time.process_time(), _Run(cluster, seed, told), list[Request]()
     arrivals = islice(requests(demand, cluster.rates(), seed), count)
-    if bounded:
-        sent = list(arrivals)
-        arrivals = iter(sent)
-    run.clock.follow(((request.at_s, request) for request in arrivals), run.take)
-    virtual_s, workers = run.clock.now_s, len(run.workers)
-    devices = max(cluster.workers.values()) if cluster.shared else workers
+    if not bounded:
+        return play(cluster, arrivals, seed=seed, told=told)
+    sent = list(arrivals)
+    return replace(play(cluster, sent, seed=seed, told=told), bound=most_goodput(cluster, sent))
+
+
+def play(cluster: Cluster, sent: Iterable[Request], *, seed: int = 1, told: Over = _nothing) -> Outcome:
+    """The same for given requests, whose times rise; they are taken as they are needed."""
+    start_s, run = time.process_time(), _Run(cluster, seed, told)
+    run.clock.follow(((request.at_s, request) for request in sent), run.take)
+    virtual_s = run.clock.now_s
+    devices = max(cluster.workers.values()) if cluster.shared else len(run.workers)
+    busy_s = sum(worker.busy_ms for worker in run.workers.values()) / 1000
     return Outcome(
         run.tally,
         virtual_s,
         time.process_time() - start_s,
         1e6 * sum(router.placing_s for router in run.routers) / max(1, run.tally.all.asked),
-        sum(worker.busy_ms for worker in run.workers.values()) / 1000 / (virtual_s * devices) if virtual_s else 0.0,
-        most_goodput(cluster, sent) if bounded else None,
+        busy_s / (virtual_s * devices) if virtual_s else 0.0,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from benchmarks.experiment.arrivals import Arrival
-from benchmarks.simulation.text import TOKENS_A_STEP, DecodeScheduler, VirtualText, virtual_text
+from benchmarks.simulation.text import DecodeScheduler, VirtualText, virtual_text
 from headway.cost import ZERO, Cost, Load, StepCurve
 from headway.engine import Scheduler
 from headway.planning import Setting
@@ -226,6 +226,8 @@ class TextModel:
     """Of one decode iteration, by texts in it."""
     prompt_tokens: int = 64
     prefill_token_ms: float = 0.05
+    stride: int = 8
+    """Decode iterations that are simulated as one step."""
     sizes: tuple[int, ...] = (32, 64, 96)
     max_batch: int = 8
     spread: float = 0.0
@@ -243,7 +245,7 @@ class TextModel:
         return replace(self, token=token, prefill_token_ms=self.prefill_token_ms * factor)
 
     def scheduler(self) -> DecodeScheduler:
-        step = StepCurve(tuple((size, cost.times(TOKENS_A_STEP)) for size, cost in self.token.points))
+        step = StepCurve(tuple((size, cost.times(self.stride)) for size, cost in self.token.points))
         planning = Setting(
             0.0, step, self.max_batch,
             rung_quantile=RUNG_QUANTILE, admission_quantile=ADMISSION_QUANTILE, overhead_ms=self.overhead_ms,
@@ -251,7 +253,7 @@ class TextModel:
         return DecodeScheduler(step, planning)
 
     def work(self, ticket: Ticket, items: int) -> VirtualText:
-        return virtual_text(ticket, items, self.prefill)
+        return virtual_text(ticket, items, self.prefill, self.stride)
 
     def apply(self, batch: Any) -> list[Done]:
         for work in batch.works:
@@ -263,7 +265,7 @@ class TextModel:
         return {("", ""): self.token}
 
     def reported(self, load: Load) -> Load:
-        return replace(load, steps_left=load.steps_left * TOKENS_A_STEP)
+        return replace(load, steps_left=load.steps_left * self.stride)
 
     def sizes_of(self, items: int) -> dict[str, int]:
         return {"tokens": items, "prompt_tokens": self.prompt_tokens}
@@ -278,8 +280,8 @@ class TextModel:
     def quality(self, items: int, level: int) -> float:
         """The share of its tokens: no less than the floor of 16, in whole steps."""
         share = self.ladder.rungs[level].token_share or 0.0
-        steps = -(-max(16, share * items) // TOKENS_A_STEP)
-        return min(1.0, steps * TOKENS_A_STEP / items)
+        steps = -(-max(16, share * items) // self.stride)
+        return min(1.0, steps * self.stride / items)
 
 
 def curve(points: Sequence[tuple[int, float]], spread: float) -> StepCurve:

@@ -34,7 +34,7 @@ SET: dict[str, tuple[Column, ...]] = {
     "staleness": (("placement", "placement", "s"), ("report every, s", "interval_s", "g")),
     "fairness": (
         ("quotas", "quotas", "s"),
-        ("Jain", "jain", ".3f"),
+        ("Jain, of what each got", "jain", ".3f"),
         ("flood: goodput / asked", "by_tenant.flood.goodput_per_request", ".3f"),
         ("a", "by_tenant.a.goodput_per_request", ".3f"),
         ("b", "by_tenant.b.goodput_per_request", ".3f"),
@@ -46,7 +46,7 @@ SET: dict[str, tuple[Column, ...]] = {
         ("normal", "by_priority.normal.in_time_of_all", ".1%"),
         ("low", "by_priority.low.in_time_of_all", ".1%"),
     ),
-    "devices": (("shared", "shared", ""),),
+    "devices": (("load", "load", "g"), ("shared", "shared", "")),
     "several_routers": (("placement", "placement", "s"), ("routers", "routers", "d")),
     "scale": (
         ("workers", "workers", "d"),

@@ -24,6 +24,7 @@ CONTENDERS = {
 }
 """(the router's policy, the workers'), by name."""
 MACHINES = (1.0, 2.0)
+SHARED_LOADS = (0.1, 0.3, 0.6)
 INTERVALS_S = (0.0, 0.05, 0.25, 0.5, 1.0)
 ROUTERS = (1, 4, 16)
 FLOOD = (("flood", 0.6), ("a", 0.2), ("b", 0.1), ("c", 0.1))
@@ -89,7 +90,7 @@ def fairness(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
     share = Quota(device_ms_per_s=1000 * 3 * effort.each / len(FLOOD), burst_ms=1000.0)
     for name, quotas in {"none": {}, "a quarter each": {OTHERS: share}}.items():
         row = _run(replace(_cluster(effort), quotas=quotas), demand, effort)
-        got = [tenant["goodput_per_request"] for tenant in row["by_tenant"].values()]
+        got = [tenant["goodput"] for tenant in row["by_tenant"].values()]
         yield {"load": 1.5, "quotas": name, "jain": jain(got), **row}
 
 
@@ -105,10 +106,16 @@ def spike(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
 
 
 def devices(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
-    """Three kinds on each device, a step at a time by the arbiter's order, beside a device for each worker."""
-    for shared in (False, True):
-        row = _run(replace(_cluster(effort), shared=shared), steady_demand(loads[0]), effort)
-        yield {"load": loads[0], "shared": shared, **row}
+    """Three kinds on each device, a step at a time by the arbiter's order, beside a device for each worker.
+
+    Texts are simulated token by token here: on a shared device others wait for the end of a step.
+    """
+    images, frames, texts = default_models(effort.noise.spread)
+    models = (images, frames, replace(texts, stride=1))
+    for load in SHARED_LOADS:
+        for shared in (False, True):
+            cluster = replace(_cluster(effort), workers=dict.fromkeys(models, 2), shared=shared)
+            yield {"load": load, "shared": shared, **_run(cluster, steady_demand(load), effort)}
 
 
 def several_routers(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:

@@ -1,9 +1,9 @@
 """A text worker's steps, several tokens at a time: what is simulated in the place of `TextScheduler`.
 
 The rungs of a request are the text worker's own (`goals_of`), and so is the rule that a text past its floor may end
-after any step. What is left out, to play a million requests in minutes: one step stands for `TOKENS_A_STEP` decode
-iterations, nobody's prefill is cut into chunks, the KV cache has always room, and no text ends before it has all the
-tokens that its rung means.
+after any step. What is left out, to play a million requests in minutes: one step stands for a stride of several decode
+iterations (other work on a shared device waits that much longer for its end), nobody's prefill is cut into chunks, the
+KV cache has always room, and no text ends before it has all the tokens that its rung means.
 """
 
 import math
@@ -17,8 +17,6 @@ from headway.quality import Rung
 from headway.ticket import Ticket
 from services.text_worker.sequence import Goal, goals_of
 
-TOKENS_A_STEP = 8
-
 
 @dataclass(slots=True, eq=False)
 class VirtualText:
@@ -29,6 +27,8 @@ class VirtualText:
     """New tokens asked for."""
     prefill: Cost
     goals: tuple[Goal, ...]
+    stride: int
+    """Tokens of a step."""
     done: int = 0
     """Steps."""
     job: Job | None = None
@@ -36,23 +36,23 @@ class VirtualText:
 
     @property
     def over_floor(self) -> bool:
-        return self.done * TOKENS_A_STEP >= self.goals[-1].tokens
+        return self.done * self.stride >= self.goals[-1].tokens
 
     def rung_at(self, steps: int) -> Rung:
         """The best rung that so many steps reach, with their own quality."""
-        tokens = steps * TOKENS_A_STEP
+        tokens = steps * self.stride
         rung = next((goal.rung for goal in self.goals if goal.tokens <= tokens), self.goals[-1].rung)
         return replace(rung, quality=min(1.0, tokens / self.tokens))
 
 
-def virtual_text(ticket: Ticket, tokens: int, prefill: Cost) -> VirtualText:
+def virtual_text(ticket: Ticket, tokens: int, prefill: Cost, stride: int) -> VirtualText:
     """A text that nothing was done of."""
-    return VirtualText(ticket, tokens, prefill, goals_of(ticket.wish, tokens))
+    return VirtualText(ticket, tokens, prefill, goals_of(ticket.wish, tokens), stride)
 
 
 @dataclass(frozen=True, slots=True)
 class Decode(Batch[VirtualText]):
-    """One step: `TOKENS_A_STEP` tokens for each work, and the prefill of those that begin."""
+    """One step: a stride of tokens for each work, and the prefill of those that begin."""
 
     ends: frozenset[int]
     """Keys of the works that are whole when it is done."""
@@ -74,7 +74,7 @@ class DecodeScheduler:
     """A `headway.engine.Scheduler`: the most urgent texts decode together."""
 
     curve: StepCurve
-    """Of a step of `TOKENS_A_STEP` tokens, by texts in it."""
+    """Of a step of a stride of tokens, by texts in it."""
     planning: Setting
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
@@ -87,7 +87,7 @@ class DecodeScheduler:
 
     def _job(self, work: VirtualText) -> Job:
         ticket = work.ticket
-        ends = {math.ceil(goal.tokens / TOKENS_A_STEP) for goal in work.goals}
+        ends = {math.ceil(goal.tokens / work.stride) for goal in work.goals}
         if work.over_floor:
             ends.add(work.done + 1)
         setup = ZERO if work.done else work.prefill
