@@ -87,7 +87,7 @@ def _require(holds: bool, message: str) -> None:
 
 DIGITS_RECIPE = Recipe()
 SHAPES_RECIPE = Recipe(
-    steps=6600,
+    steps=14200,
     batch=32,
     jvp_share=0.34,
     guidance_max=2.0,

@@ -12,6 +12,7 @@ import grpc
 
 from headway.server import serve
 from headway.telemetry import Span
+from headway.v1 import worker_pb2, worker_pb2_grpc
 from services.splat_worker.card import read_cards
 from services.splat_worker.config import SplatWorkerConfig
 from services.splat_worker.main import build
@@ -40,3 +41,15 @@ async def worker(**settings) -> AsyncIterator[grpc.aio.Channel]:
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(task, 20)
+
+
+async def state(channel) -> worker_pb2.WorkerState:
+    call = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=TIMEOUT_S)
+    first = await call.read()
+    call.cancel()
+    return first
+
+
+async def rung_costs_s(channel) -> dict[str, float]:
+    """What a PNG of 512 x 512 is said to take at each rung, best rung first."""
+    return {cost.rung: cost.mean_ms / 1000 for cost in (await state(channel)).step_costs}

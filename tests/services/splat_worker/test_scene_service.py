@@ -86,7 +86,7 @@ async def test_a_load_streams_its_stages_and_the_scene_can_be_asked_for_at_once(
     assert stages == sorted(stages) and {STAGES[stage] for stage in stages} >= {"read", "order", "ladder", "ready"}
     assert shares == sorted(shares) and shares[-1] == 1.0
     scene = messages[-1].scene
-    assert (scene.name, scene.gaussians, scene.pinned, scene.evicted) == ("second", 350, True, False)
+    assert (scene.name, scene.gaussians, scene.pinned, scene.evicted) == ("second", 850, True, False)
     assert await client.rendered("second") == await client.rendered(scene.hash) == scene.hash
     described = await client.worker.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
     assert ([asset.name for asset in described.assets], described.assets_version) == (["first", "second"], 1)

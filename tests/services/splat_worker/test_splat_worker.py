@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scene_files
 from PIL import Image
-from splat_rig import CARD, RUNG_S, SCENES, TIMEOUT_S, worker
+from splat_rig import CARD, RUNG_S, SCENES, TIMEOUT_S, rung_costs_s, state, worker
 
 from headway.errors import from_rpc_error
 from headway.server import StartError
@@ -46,18 +46,6 @@ async def failure(channel, request, timeout_s: float = TIMEOUT_S):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await render(channel, request, timeout_s)
     return from_rpc_error(raised.value)
-
-
-async def state(channel) -> worker_pb2.WorkerState:
-    call = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=TIMEOUT_S)
-    first = await call.read()
-    call.cancel()
-    return first
-
-
-async def rung_costs_s(channel) -> dict[str, float]:
-    """What a PNG of 512 x 512 is said to take at each rung, best rung first."""
-    return {cost.rung: cost.mean_ms / 1000 for cost in (await state(channel)).step_costs}
 
 
 def pixels(frame: splat_pb2.Frame) -> np.ndarray:
