@@ -247,10 +247,15 @@ async def test_progressive_keeps_a_floor_and_stops_at_its_deadline(slow_channel:
     floor = common_pb2.ServiceLevel(at_least=common_pb2.QualityFloor(psnr_db=30.0))
     request = splat_pb2.RenderRequest(options=splat_pb2.FrameOptions(width=512, height=512), service_level=floor)
     stub = splat_pb2_grpc.SplatRenderingStub(slow_channel)
-    refused = await failure(stub.RenderProgressive(request, timeout=0.5 * RUNG_S))
-    assert refused.reason_name == "BUDGET_TOO_SMALL"
-    timeout_s = 1.5 * float(refused.metadata["least_budget_ms"]) / 1000
-    frames = frames_of([part async for part in stub.RenderProgressive(request, timeout=timeout_s)])
+    timeout_s, frames = 0.5 * RUNG_S, []
+    while not frames:  # a host that slows down between two calls is told of in the second
+        try:
+            frames = frames_of([part async for part in stub.RenderProgressive(request, timeout=timeout_s)])
+        except grpc.aio.AioRpcError as error:
+            refused = from_rpc_error(error)
+            assert refused.reason_name == "BUDGET_TOO_SMALL"
+            timeout_s = 1.5 * float(refused.metadata["least_budget_ms"]) / 1000
+    assert timeout_s > RUNG_S
     assert all(frame.served.rung.psnr_db >= 30.0 or frame.served.rung.label == "100%@1" for frame in frames)
 
 
