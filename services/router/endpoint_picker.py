@@ -133,6 +133,7 @@ class EndpointPicker(ext_proc_pb2_grpc.ExternalProcessorServicer):
     def __init__(self, parts: Parts, authenticator: Authenticator) -> None:
         self._parts, self._authenticator = parts, authenticator
         self._in_flight = 0
+        self._told_operators = False
 
     async def Process(self, request_iterator: AsyncIterator[Request], context: Any) -> AsyncGenerator[Response, None]:
         """One HTTP request: its parts in, what becomes of each out."""
@@ -197,7 +198,17 @@ class EndpointPicker(ext_proc_pb2_grpc.ExternalProcessorServicer):
             clock=self._parts.clock,
         )
         self._parts.metrics.budget.labels(kind_name(method.kind)).observe(exchange.budget.total_s)
-        return _Head(method, metadata, exchange.budget, subset(first), _checked_modes(first))
+        return _Head(method, metadata, exchange.budget, subset(first), self._response_body(first))
+
+    def _response_body(self, first: Request) -> ext_proc_pb2.BodySendMode:
+        """As `_checked_modes`; the first gateway that is set up wrongly is logged, for only its operators can help."""
+        try:
+            return _checked_modes(first)
+        except Unimplemented as error:
+            if not self._told_operators:
+                log.error("endpoint_picker: %s", error.message)
+            self._told_operators = True
+            raise
 
     async def _begin(self, head: _Head, incoming: AsyncIterator[Request]) -> _Begun:
         """Waits for the first message of the body, no longer than the budget lasts. Raises `HeadwayError`."""
@@ -278,17 +289,19 @@ class EndpointPicker(ext_proc_pb2_grpc.ExternalProcessorServicer):
 
 
 def _checked_modes(first: Request) -> ext_proc_pb2.BodySendMode:
-    """How the response's body comes. Raises `Unimplemented` where a request cannot be placed by what is sent."""
-    modes, whole = first.protocol_config, ext_proc_pb2.FULL_DUPLEX_STREAMED
+    """How the response's body comes. Raises `BadInput`, and `Unimplemented` where bodies come in another way."""
     if not first.HasField("request_headers") or first.request_headers.end_of_stream:
         raise BadInput("request", "must begin with its headers, and have a message")
     if not first.HasField("protocol_config"):
-        return whole  # the protocol asks for it, and older data planes do not say
-    if modes.request_body_mode != whole:
-        name = ext_proc_pb2.BodySendMode.Name(modes.request_body_mode)
-        log.error("a gateway sends request bodies as %s; set request_body_mode: FULL_DUPLEX_STREAMED there", name)
+        return ext_proc_pb2.FULL_DUPLEX_STREAMED  # the protocol asks for it, and older gateways do not say
+    modes = first.protocol_config
+    if modes.request_body_mode != ext_proc_pb2.FULL_DUPLEX_STREAMED:
+        names = ext_proc_pb2.BodySendMode.DESCRIPTOR.values_by_number
+        known = names.get(modes.request_body_mode)
+        name = str(modes.request_body_mode) if known is None else known.name
         raise Unimplemented(
-            f"the gateway sends request bodies as {name}; the endpoint picker needs FULL_DUPLEX_STREAMED"
+            f"the gateway sends request bodies as {name}; the endpoint picker needs request_body_mode: "
+            "FULL_DUPLEX_STREAMED"
         )
     return modes.response_body_mode
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from envoy_process import PICKING, binary, envoy
+from grpc_web import grpc_web
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.requests import images_request, render_request, service_level, text_request
@@ -43,8 +44,8 @@ def ended(mesh: Any, kind: str, outcome: str, tenant: str = "default") -> float:
     return mesh.router_service.metrics.registry.get_sample_value("headway_requests_total", labels) or 0.0
 
 
-def picker(config: dict[str, Any]) -> Any:
-    """The picker's filter in the configuration, to be changed."""
+def picker(config: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The picker's filter in the configuration, and all filters; to be changed."""
     (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
     filters = chain["filters"][0]["typed_config"]["http_filters"]
     return next(each for each in filters if each["name"].endswith("ext_proc"))["typed_config"], filters
@@ -231,6 +232,18 @@ async def test_nobody_gets_where_the_picker_did_not_send_him(mesh: Any, tmp_path
 
 @pytest.mark.slow
 @needs_envoy
+async def test_a_browser_is_picked_for_too(mesh: Any, tmp_path: Path) -> None:
+    await mesh.router(await mesh.worker(), endpoint_picker=True)
+    async with envoy(tmp_path, mesh.router_address, file=PICKING) as front:
+        status, body, trailers = await asyncio.to_thread(grpc_web, front.address, images_request(3))
+    assert status == 200
+    messages = [image_pb2.GenerateImagesResponse.FromString(frame) for frame in body]
+    assert [message.WhichOneof("part") for message in messages] == ["plan", *["batch"] * 4, "summary"]
+    assert (trailers["grpc-status"], trailers["headway-rung"]) == ("0", "4")
+
+
+@pytest.mark.slow
+@needs_envoy
 @pytest.mark.parametrize("mode", ["BUFFERED", "STREAMED"])
 async def test_an_envoy_that_sends_bodies_the_old_way_is_told_what_to_change(
     mesh: Any, tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture
@@ -248,7 +261,8 @@ async def test_an_envoy_that_sends_bodies_the_old_way_is_told_what_to_change(
         refused = await told(image_pb2_grpc.ImageGenerationStub(channel).Generate(images_request(3), timeout=9))
     assert refused.status is grpc.StatusCode.UNIMPLEMENTED
     assert f"request bodies as {mode}" in refused.message
-    assert "set request_body_mode: FULL_DUPLEX_STREAMED" in caplog.text
+    assert "endpoint_picker: the gateway sends request bodies as" in caplog.text
+    assert "needs request_body_mode: FULL_DUPLEX_STREAMED" in caplog.text
 
 
 @pytest.mark.slow

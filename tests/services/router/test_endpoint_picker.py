@@ -138,6 +138,7 @@ async def test_spares_are_named_and_feedback_says_whose_fault_it_was(mesh: Any) 
             501,
             errors_pb2.ERROR_REASON_UNIMPLEMENTED,
         ),
+        ({"mode": 77}, grpc.StatusCode.UNIMPLEMENTED, 501, errors_pb2.ERROR_REASON_UNIMPLEMENTED),
     ],
 )
 async def test_refusals_are_grpcs_own_and_http_where_that_is_spoken(
@@ -247,6 +248,24 @@ async def test_keys_name_the_tenant_and_workers_get_a_lease_instead(mesh: Any, t
     again = HttpRequest(client.channel)
     await again.ask(images_request(1), ("authorization", "Bearer poor"))
     assert again.endpoint == worker.address
+
+
+async def test_workers_that_want_a_key_are_shown_the_routers(mesh: Any, tmp_path: Path) -> None:
+    own = tmp_path / "key"
+    own.write_text("the routers own\n")
+    client = await picking(mesh, await mesh.worker(), upstream_api_key=own)
+    request = HttpRequest(client.channel)
+    await request.ask(images_request(1), ("authorization", "Bearer the callers"))
+    assert request.headers["authorization"] == "Bearer the routers own"
+    assert list(request.first.request_headers.response.header_mutation.remove_headers) == [HEADER]
+
+
+async def test_the_callers_trace_goes_on_to_the_worker(mesh: Any) -> None:
+    client = await picking(mesh, await mesh.worker())
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    request = HttpRequest(client.channel)
+    await request.ask(images_request(1), ("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"))
+    assert request.headers["traceparent"].split("-")[1] == trace_id
 
 
 async def test_the_limit_on_calls_holds_for_requests_of_a_gateway_too(mesh: Any) -> None:
