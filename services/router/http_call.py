@@ -17,7 +17,8 @@ from headway.errors import BadInput, HeadwayError, Unimplemented, from_rpc_error
 from headway.telemetry import Metadata
 
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
-_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_SECONDS = {"H": 3600, "M": 60, "S": 1}
+_A_SECOND = {"m": 1000, "u": 1_000_000, "n": 1_000_000_000}
 _MOST_MS = 99_999_999
 """A timeout has at most eight digits."""
 _HEAD_BYTES = 5
@@ -44,7 +45,7 @@ class Timeout:
         match = _TIMEOUT.fullmatch(header)
         if match is None:
             raise BadInput("grpc-timeout", "must be 1 to 8 digits and one of H M S m u n")
-        return cls(int(match[1]) * _UNITS_S[match[2]])
+        return cls(int(match[1]) * _SECONDS.get(match[2], 1) / _A_SECOND.get(match[2], 1))
 
     def time_remaining(self) -> float | None:
         """Seconds; None without a deadline."""

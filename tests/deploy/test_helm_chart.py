@@ -68,6 +68,7 @@ SCALED = {
     },
     "otlpEndpoint": "http://collector.observability:4317",
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"team": "painters"}}}]},
+    "router": {"extraArgs": ["--endpoint-picker", "--endpoint-picker-spares", "1"]},
 }
 BARE = {"prefixCache": {"enabled": False}, "networkPolicy": {"enabled": False}, "router": {"replicas": 1}}
 SETS = {"defaults": {}, "secure": SECURE, "scaled": SCALED, "bare": BARE}
