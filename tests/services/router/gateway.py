@@ -1,6 +1,8 @@
 """The gateway's side of the endpoint picker protocol, message by message."""
 
+import asyncio
 import base64
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,12 +64,14 @@ class HttpRequest:
 
     async def ask(self, request: Any, *headers: tuple[str, str], piece_bytes: int = 1 << 20, **head: Any) -> Any:
         """Sends headers and body in pieces; the answer to the headers, or the answer that takes the worker's place."""
-        await self.head(*headers, **head)
-        body = framed(request)
-        for begin in range(0, len(body), piece_bytes):
-            await self.send(request_body=ext_proc_pb2.HttpBody(body=body[begin : begin + piece_bytes]))
-        await self.send(request_body=ext_proc_pb2.HttpBody(end_of_stream=True))
-        self.first = await self.call.read()
+        reading, body = asyncio.create_task(self.call.read()), framed(request)
+        # A refusal may come, and end the stream, before all is sent.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self.head(*headers, **head)
+            for begin in range(0, len(body), piece_bytes):
+                await self.send(request_body=ext_proc_pb2.HttpBody(body=body[begin : begin + piece_bytes]))
+            await self.send(request_body=ext_proc_pb2.HttpBody(end_of_stream=True))
+        self.first = await reading
         if self.first.HasField("immediate_response"):
             return self.first
         ended = False
