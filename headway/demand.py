@@ -9,8 +9,8 @@ is to give them the share of the device that those before them asked for:
 The optimum of that relaxed program is a price: whoever makes more quality of a millisecond has it, whoever makes less
 has not. There is one for each priority's lowest rungs, and then one for what is above them, higher priorities first.
 
-All that is for work that commits the device (`Setting.commits`). What gives way until the moment that it runs, as texts
-and frames do, may have all that there is until others come.
+All that is for work that commits the device (`Setting.commits`). A text, which gives way after every token, may have all
+that there is until others come.
 """
 
 import bisect
@@ -166,11 +166,22 @@ class Demand:
             expected = self._expected = _count(self._arrivals, setting.now_s)
         if expected is None:
             return None
-        slowness = setting.scale.mean_ms
-        backlog_ms = sum(_device_ms(job.options[-1].load, setting) for job in jobs) * slowness
-        backlog_ms += setting.busy_ms + sum(work_ms for _, work_ms in setting.foreign)
-        over = backlog_ms / (1000 * max(expected.horizon_s, patience_s)) - _CALM
-        return _prices_for(expected, over, slowness)
+        horizon_s = max(expected.horizon_s, patience_s)
+        over = _backlog_ms(jobs, setting, horizon_s) / (1000 * horizon_s) - _CALM
+        return _prices_for(expected, over, setting.scale.mean_ms)
+
+
+def _backlog_ms(jobs: Sequence[Job], setting: Setting, horizon_s: float) -> float:
+    """Device time that is needed at least; of what has far more than a horizon left, the share that is due in one."""
+    own_ms = sum(
+        _device_ms(job.options[-1].load, setting) * _pressing(job.due_s - setting.now_s, horizon_s) for job in jobs
+    )
+    foreign_ms = sum(work_ms * _pressing(due_s - setting.now_s, horizon_s) for due_s, work_ms in setting.foreign)
+    return setting.busy_ms + own_ms * setting.scale.mean_ms + foreign_ms
+
+
+def _pressing(left_s: float, horizon_s: float) -> float:
+    return min(1.0, _PATIENT * horizon_s / max(left_s, 1e-3))
 
 
 def _prices_for(expected: _Expected, over: float, slowness: float) -> Prices:

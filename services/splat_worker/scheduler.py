@@ -39,6 +39,7 @@ class SplatScheduler:
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,
+            commits=True,
         )
 
     def job(self, work: Frame, now_s: float) -> Job:

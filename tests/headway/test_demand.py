@@ -61,7 +61,10 @@ def test_a_slower_host_and_a_longer_backlog_leave_less() -> None:
     assert kept(demand, busy, job(-1, setting.now_s)) == ["2"]
     assert kept(demand, replace(busy, scale=Cost(3.0)), job(-1, setting.now_s)) == ["1"]
     assert kept(demand, replace(busy, busy_ms=1800.0), job(-1, setting.now_s)) == ["1"]
-    assert kept(demand, replace(busy, busy_ms=0.0, foreign=((200.0, 1800.0),)), job(-1, setting.now_s)) == ["1"]
+    others = replace(busy, busy_ms=0.0, foreign=((setting.now_s + 2, 1800.0),))
+    assert kept(demand, others, job(-1, setting.now_s)) == ["1"]
+    patient = replace(busy, foreign=((setting.now_s + 800, 1800.0),))
+    assert kept(demand, patient, job(-1, setting.now_s)) == ["2"], "what is due in ten minutes does not press"
 
 
 def test_who_asks_for_much_gives_way_for_those_who_ask_for_little() -> None:
