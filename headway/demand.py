@@ -9,8 +9,8 @@ is to give them the share of the device that those before them asked for:
 The optimum of that relaxed program is a price: whoever makes more quality of a millisecond has it, whoever makes less
 has not. There is one for each priority's lowest rungs, and then one for what is above them, higher priorities first.
 
-All that is for work that commits the device (`Setting.commits`). A text, which gives way after every token, may have all
-that there is until others come.
+All that is for work that commits the device (`Setting.commits`). A text, which gives way after every token, may have
+all that there is until others come.
 """
 
 import bisect
