@@ -211,7 +211,7 @@ class EngineLoop(Generic[W]):
 
     def _declare(self, plan: QueuePlan, setting: Setting) -> None:
         """Tells the device's other workers what is to come here and by when."""
-        self._device.declare(demand_of(plan, setting.foreign))
+        self._device.declare(demand_of(plan, setting))
         self._declared_s = setting.now_s
 
     # --- the engine's thread

@@ -141,7 +141,7 @@ class VirtualWorker:
         except Refused:
             self._doubt(now_s)
             raise
-        self._device.declare(self.name, demand_of(plan, setting.foreign))
+        self._device.declare(self.name, demand_of(plan, setting))
         return plan
 
     def _planned_jobs(self) -> list[Job]:
@@ -175,7 +175,7 @@ class VirtualWorker:
         plan = self._policy.plan(jobs, setting)
         self._follow(plan)
         self._running = None
-        self._device.declare(self.name, demand_of(plan, setting.foreign))
+        self._device.declare(self.name, demand_of(plan, setting))
         works = [self._admitted[key].work for key in self._policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, self._speed.scale) if works else None
         self._stepping = batch is not None
