@@ -5,8 +5,8 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,12 +63,14 @@ class SumScheduler:
 
 @dataclass
 class SumEngine:
+    begun: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
     fails: bool = False
     batches: list[list[int]] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
 
     def run(self, batch: Batch[Sum]) -> list[int]:
+        self.begun.set()
         assert self.gate.wait(10)
         if self.fails:
             raise ArithmeticError("no more numbers")
@@ -95,6 +97,8 @@ class Alone:
     def __init__(self, others: tuple[tuple[float, float], ...] = ()) -> None:
         self.demand: list[tuple[float, float]] = []
         self._others = others
+        self.step_end_s: float | None = None
+        self.others_step_ends_s: float | None = None
 
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
         return nullcontext(Lease(wait_s=0.0, granted=True))
@@ -102,11 +106,18 @@ class Alone:
     def rest(self) -> None:
         """Nothing is kept."""
 
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
-        self.demand = list(demand)
+    def hurry(self, due_s: float) -> None:
+        """Nobody waits."""
+
+    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None:
+        self.demand, self.step_end_s = list(demand), step_end_s
 
     def others(self) -> tuple[tuple[float, float], ...]:
         return self._others
+
+    @property
+    def busy_until_s(self) -> float | None:
+        return self.others_step_ends_s
 
 
 class Quiet:
@@ -303,7 +314,9 @@ async def test_work_whose_deadline_passed_while_it_ran_is_told_so() -> None:
 
 async def test_the_device_is_told_what_is_to_come(rig: Rig) -> None:
     async with rig.loop.submit(make()) as ticket:
-        assert rig.device.demand == [(ticket.budget.due_s, pytest.approx(4.0))]
+        assert await asyncio.to_thread(rig.engine.begun.wait, 10)
+        assert rig.device.demand == [(ticket.budget.due_s, pytest.approx(3.0))]
+        assert rig.device.step_end_s is not None, "and the step that runs beside it"
         snapshot = rig.loop.snapshot()
         assert snapshot.in_flight == 1
         assert snapshot.choices[0].option.load.steps_left == 4
@@ -402,3 +415,79 @@ async def test_callers_are_told_what_more_urgent_work_will_take(rig: Rig) -> Non
             await outcome(ticket)
     assert told[-1] > 2 * told[0]
     assert told[-1] <= 30_000
+
+
+class Contended(Alone):
+    """A device that is granted when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.asked = threading.Event(), asyncio.Event()
+        self.hurried: list[float] = []
+        self._loop = asyncio.get_running_loop()
+
+    @contextmanager
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
+        self._loop.call_soon_threadsafe(self.asked.set)
+        assert self.free.wait(60)
+        yield Lease(wait_s=0.0, granted=True)
+
+    def hurry(self, due_s: float) -> None:
+        self.hurried.append(due_s)
+
+
+@asynccontextmanager
+async def stepped(device: Alone, *, max_batch: int = 8) -> AsyncIterator[tuple[EngineLoop[Sum], SumEngine]]:
+    """Steps of 10 ms on a clock that stands still."""
+    engine = SumEngine()
+    scheduler = SumScheduler(10.0, max_batch)
+    loop = EngineLoop(scheduler, engine, clock=SteppedClock(), device=device, observer=Quiet(), name="sum")
+    loop.start()
+    yield loop, engine
+    engine.gate.set()
+    await loop.stop()
+
+
+def due_in(budget_s: float) -> Sum:
+    work = make()
+    work.ticket.budget = Budget(0.0, budget_s, 0.0)
+    work.ticket.target_s = budget_s
+    return work
+
+
+async def test_the_step_of_another_worker_on_the_device_is_waited_for() -> None:
+    device = Alone()
+    async with stepped(device) as (loop, _):
+        device.others_step_ends_s = 0.1
+        assert loop.snapshot().setting.busy_ms == pytest.approx(100.0)
+        with pytest.raises(Shed):
+            async with loop.submit(due_in(0.105)):
+                pass
+        async with loop.submit(due_in(0.115)) as ticket:
+            assert ticket.plan is not None
+            assert ticket.plan.predicted_p50_ms == pytest.approx(110.0)
+
+
+async def test_a_step_here_and_the_one_of_another_worker_are_never_both_waited_for() -> None:
+    device = Alone()
+    async with stepped(device, max_batch=1) as (loop, engine), loop.submit(due_in(1.0)) as first:
+        assert await asyncio.to_thread(engine.begun.wait, 60)
+        assert (device.step_end_s, device.demand) == (0.01, [(1.0, pytest.approx(30.0))]), "what is left beside it"
+        device.others_step_ends_s = 0.008  # it was told before this worker's step began
+        async with loop.submit(due_in(0.022)) as urgent:
+            assert device.demand == [(0.022, pytest.approx(10.0)), (1.0, pytest.approx(30.0))]
+            engine.gate.set()
+            await asyncio.gather(outcome(first), outcome(urgent))
+
+
+async def test_what_runs_is_decided_when_the_device_is_granted() -> None:
+    """The urgent one comes while the patient one waits for the device: it goes first, and the device is told."""
+    device = Contended()
+    async with stepped(device, max_batch=1) as (loop, engine), loop.submit(due_in(9.0)) as patient:
+        await device.asked.wait()
+        async with loop.submit(due_in(1.0)) as urgent:
+            assert device.hurried[-1] == 1.0
+            engine.gate.set()
+            device.free.set()
+            await asyncio.gather(outcome(patient), outcome(urgent))
+        assert engine.batches[0] == [urgent.key]
