@@ -119,8 +119,9 @@ class RouterConfig(UpstreamConfig):
     )  # fmt: skip
 
     quotas: Annotated[FilePath | None, OrOff] = setting(
-        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight}, '*' for all others; without it nobody is "
-        "limited. Each router counts for itself", group="Security", unit="FILE",
+        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight, weight}, '*' for all others; without it "
+        "nobody is limited, and all weigh the same where requests wait. Each router counts for itself",
+        group="Security", unit="FILE",
     )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "

@@ -18,6 +18,7 @@ from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
+from services.router.fairness import Shares
 from services.router.forwarding import Forwarder
 from services.router.identity import Identity
 from services.router.listing import Lister
@@ -48,19 +49,19 @@ async def build(config: RouterConfig, service: Service) -> Served:
     if cache_channel is not None:
         following = tasks.create_task(follow_prefixes(cache_channel, credentials.metadata(), prefixes, service.metrics))
         service.closing.callback(following.cancel)
-    calls = Calls()
+    calls, quotas = Calls(), Quotas(limits, service.clock)
     parts = Parts(
         config=config,
         pool=pool,
         placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
-        asker=_asker(config, service, pool),
+        asker=_asker(config, service, pool, quotas),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, cache_channel, credentials, secret, tasks),
         flights=Flights(secret, config.cache_max_kib << 10, config.rung_quantile, service.clock),
         prompts=KnownPrompts(prefixes, shared),
         signal=signal,
-        quotas=Quotas(limits, service.clock),
+        quotas=quotas,
         identity=identity,
         calls=calls,
         metrics=service.metrics,
@@ -88,9 +89,11 @@ def _quotas(config: RouterConfig) -> dict[str, Quota]:
         raise StartError(f"quotas: {error}") from error
 
 
-def _asker(config: RouterConfig, service: Service, pool: Pool) -> Asker:
+def _asker(config: RouterConfig, service: Service, pool: Pool, quotas: Quotas) -> Asker:
     forwarder = Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s)
-    return Asker(forwarder, WaitingRoom(config.waiting, service.clock), service.metrics, service.clock)
+    shares = Shares(quotas.weight, service.clock)
+    room = WaitingRoom(config.waiting, shares, service.clock)
+    return Asker(forwarder, room, shares, service.metrics, service.clock)
 
 
 def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:

@@ -54,10 +54,12 @@ class Quota(BaseModel):
     """Most device time that can be saved up; milliseconds."""
     calls_in_flight: int | None = Field(default=None, ge=1, le=100_000)
     """Calls at once."""
+    weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """How much of the workers it is to get where requests wait, compared with other tenants."""
 
 
 def load_quotas(path: Path) -> dict[str, Quota]:
-    """Reads a YAML file of `tenant: {device_ms_per_s: ..., burst_ms: ..., calls_in_flight: ...}`.
+    """Reads a YAML file of `tenant: {device_ms_per_s: ..., burst_ms: ..., calls_in_flight: ..., weight: ...}`.
 
     Raises `QuotaFileError`, or `YamlFileError` for the file. Blocks.
     """
@@ -113,6 +115,11 @@ class Quotas:
         """`limits`: by tenant, and `OTHERS`; tenants without any are not limited."""
         self._limits, self._clock = dict(limits), clock
         self._accounts: dict[str, _Account] = {}
+
+    def weight(self, tenant: str) -> float:
+        """See `Quota.weight`; 1 for who has no quota."""
+        quota = self._limits.get(tenant, self._limits.get(OTHERS))
+        return 1.0 if quota is None else quota.weight
 
     @contextmanager
     def call(self, tenant: str, device_ms: float, takes_s: float) -> Iterator[None]:
