@@ -205,7 +205,8 @@ class Metrics:
         self.waiting = self._gauge("waiting_requests", "Requests that wait at the router for a worker's yes.", "kind")
         self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
         self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
-        self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")
+        # With a label, so that a process without a store does not say that it cannot reach it.
+        self.store_reachable = self._gauge("store_reachable", "1 while the store behind it answers.", "store")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"headway_{name}", about, labels, registry=self.registry)

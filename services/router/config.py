@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, FilePath
 
 from headway.config import Address, OrOff, Target, UpstreamConfig, check_target, setting
 from headway.prefix import MIN_SECRET_BYTES
+from headway.redis_url import RedisUrl
 from headway.v1 import common_pb2
 from services.router.policies import DEFAULT, NAMES, read_policy
 
@@ -120,8 +121,11 @@ class RouterConfig(UpstreamConfig):
 
     quotas: Annotated[FilePath | None, OrOff] = setting(
         None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight, weight}, '*' for all others; without it "
-        "nobody is limited, and all weigh the same where requests wait. Each router counts for itself",
-        group="Security", unit="FILE",
+        "nobody is limited, and all weigh the same where requests wait", group="Security", unit="FILE",
+    )  # fmt: skip
+    quota_store: Annotated[RedisUrl | None, OrOff] = setting(
+        None, "Redis over which the routers of a mesh count device time together, also unix:///PATH; off: each router "
+        "counts for itself", group="Security", unit="URL",
     )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "

@@ -30,6 +30,7 @@ from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
+from services.router.shared_quotas import SharedQuotas
 from services.router.single_flight import Flights
 from services.router.waiting import WaitingRoom
 
@@ -50,6 +51,10 @@ async def build(config: RouterConfig, service: Service) -> Served:
         following = tasks.create_task(follow_prefixes(cache_channel, credentials.metadata(), prefixes, service.metrics))
         service.closing.callback(following.cancel)
     calls, quotas = Calls(), Quotas(limits, service.clock)
+    if config.quota_store is not None:
+        sharing = SharedQuotas(config.quota_store, quotas, service.metrics.store_reachable.labels("quotas"))
+        service.closing.push_async_callback(sharing.close)
+        service.closing.callback(tasks.create_task(sharing.run()).cancel)
     parts = Parts(
         config=config,
         pool=pool,
