@@ -9,7 +9,8 @@ from headway.server import tenant_of_call
 from headway.telemetry import Metrics
 from headway.v1 import errors_pb2
 from services.router.fairness import Shares
-from services.router.forwarding import Forwarder, Outgoing
+from services.router.forwarding import Outgoing
+from services.router.hedging import Hedger
 from services.router.placement import Placement
 from services.router.pool import kind_name
 from services.router.quotas import device_ms
@@ -19,7 +20,7 @@ from services.router.waiting import Place, WaitingRoom, may_wait, spare_s
 class Asker:
     """Forwarding with a bounded queue behind it."""
 
-    def __init__(self, forwarder: Forwarder, room: WaitingRoom, shares: Shares, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, forwarder: Hedger, room: WaitingRoom, shares: Shares, metrics: Metrics, clock: Clock) -> None:
         self._forwarder, self._room, self._shares = forwarder, room, shares
         self._metrics, self._clock = metrics, clock
 

@@ -96,6 +96,10 @@ class RouterConfig(UpstreamConfig):
         64, "requests of each kind that may wait here, when no worker can promise them now but one could still do them "
         "in time; 0: none", group="Mesh", unit="N", ge=0, le=4096,
     )  # fmt: skip
+    hedge_quantile: Annotated[float | None, OrOff] = setting(
+        None, "a frame that is not there when it should be in this share of cases is asked of a second worker too, and "
+        "the first answer taken; off: never", group="Mesh", unit="SHARE", gt=0.5, lt=1,
+    )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,

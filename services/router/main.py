@@ -20,6 +20,7 @@ from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
 from services.router.fairness import Shares
 from services.router.forwarding import Forwarder
+from services.router.hedging import Hedger
 from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.policies import Placer, read_policy
@@ -96,9 +97,10 @@ def _quotas(config: RouterConfig) -> dict[str, Quota]:
 
 def _asker(config: RouterConfig, service: Service, pool: Pool, quotas: Quotas) -> Asker:
     forwarder = Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s)
+    hedger = Hedger(forwarder, config.hedge_quantile, service.metrics, service.clock)
     shares = Shares(quotas.weight, service.clock)
     room = WaitingRoom(config.waiting, shares, service.clock)
-    return Asker(forwarder, room, shares, service.metrics, service.clock)
+    return Asker(hedger, room, shares, service.metrics, service.clock)
 
 
 def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:

@@ -46,6 +46,11 @@ class Method:
         """Whether the worker plans steps for it."""
         return self.plan is not _no_part
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it is one message of device work that may be asked of two workers at once."""
+        return self.uses_device and not self.streams
+
     def read_request(self, raw: bytes) -> Any:
         """The parsed request. Raises `BadInput`."""
         try:
