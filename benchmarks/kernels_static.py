@@ -45,7 +45,7 @@ def rows_of(op: str, head_dim: int, bits: int, architecture: int, variants: str)
                     "registers": binary.registers,
                     "stack_bytes": binary.stack_bytes,
                     "spills": binary.spill_instructions,
-                    "may_spill": aot_cases.may_spill(op, head_dim, bits, architecture),
+                    "may_spill": aot_cases.may_spill(op, head_dim, bits, architecture, variant),
                     "shared_bytes": binary.shared_bytes,
                     "programs_per_sm": binary.programs_per_sm,
                     "occupancy": binary.occupancy,

@@ -224,8 +224,8 @@ class WorkerConfig(ServiceConfig):
         "router's lease, which names the tenant, or a key or certificate", group="Security", unit="FILE",
     )  # fmt: skip
     policy: str = setting(
-        "headway", "who decides rungs: headway, or to compare: lowest, fixed:RUNG, threshold[:ANSWERS], fifo[:RUNG]",
-        group="Quality", unit="NAME",
+        "headway", "who decides rungs: headway, or to compare: greedy, lowest, fixed:RUNG, threshold[:ANSWERS], "
+        "fifo[:RUNG]", group="Quality", unit="NAME",
     )  # fmt: skip
     threads: Annotated[int | None, OrOff] = setting(
         None, "threads that a step uses; off: as many as there are cores", group="Device", unit="N", ge=1, le=1024

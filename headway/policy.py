@@ -1,11 +1,13 @@
 """Who decides rungs and order in an engine loop: Headway's planner, or one of the policies it is measured against.
 
 All share the batching of the workers, the order by deadline and the feasibility check of `headway.planning`; they
-differ in the rungs alone, and `fifo` in order and batching too, because that is what it is.
+differ in the rungs alone, and `fifo` in order and batching too, because that is what it is. Under overload `headway`
+also refuses what would take the time of others who bring more for it: see `headway.demand`.
 
 | name | rungs | order |
 |---|---|---|
-| `headway` | the best with which every admitted request keeps its target; planned anew after every step | deadline |
+| `headway` | as `greedy`, with their share left to those who are expected | deadline |
+| `greedy` | the best with which every admitted request keeps its target; planned anew after every step | deadline |
 | `fixed:RUNG` | always this one: a label, or else a place on the ladder counted from 0, the best | deadline |
 | `lowest` | always the lowest that the caller allows | deadline |
 | `threshold[:ANSWERS]` | one for all new requests, lower while the answers' p95 is over 85 % of target | deadline |
@@ -16,12 +18,13 @@ A caller's floor or exact rung binds every policy. But for `check`, a policy is 
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from typing import Protocol
 
 from headway.cost import Cost, predict_finish
+from headway.demand import Demand
 from headway.planning import (
     Choice,
     Job,
@@ -70,10 +73,10 @@ class Policy(Protocol):
         """Is told of every answer: the time it took over the time it was wanted in. Mutates policies that learn."""
 
 
-class Planned:
-    """Headway's own: see `headway.planning`."""
+class Greedy:
+    """The best for those who are there: see `headway.planning`."""
 
-    name = DEFAULT
+    name = "greedy"
 
     def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
         return plan_queue(jobs, setting)
@@ -91,6 +94,39 @@ class Planned:
         return reason_of(choice.job, choice.level, setting, exact=wish.exact, floored=wish.floored)
 
     def ended(self, share_of_target: float) -> None: ...
+
+
+class Planned(Greedy):
+    """Headway's own: the best for those who are there and those who are expected. See `headway.demand`."""
+
+    name = DEFAULT
+
+    def __init__(self) -> None:
+        self._demand = Demand()
+
+    def plan(self, jobs: Sequence[Job], setting: Setting) -> QueuePlan:
+        return _with_all_rungs(plan_queue(self._demand.affordable(jobs, setting), setting), jobs)
+
+    def check(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> None:
+        self._demand.arrived(job, setting)
+        check(admitted, job, setting, reserve_ms=reserve_ms)
+        if not self._demand.worth_keeping(admitted, job, setting):
+            raise shed(admitted, job, setting, "others who are expected bring more for the time it needs")
+
+    def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        jobs = [*admitted, job]
+        *others, new = self._demand.affordable(jobs, setting)
+        return _with_all_rungs(admit(others, new, setting, reserve_ms=reserve_ms), jobs)
+
+
+def _with_all_rungs(plan: QueuePlan, jobs: Sequence[Job]) -> QueuePlan:
+    """A plan that was made without some jobs' best rungs, as one of the jobs as they are."""
+    whole = {job.key: job for job in jobs}
+    return {
+        key: replace(choice, job=job, level=choice.level + len(job.options) - len(choice.job.options))
+        for key, choice in plan.items()
+        for job in (whole[key],)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +149,10 @@ class Place:
 
 
 TOP, LOWEST = Place(None, 0), Place(None, None)
+OWN: Mapping[str, Callable[[], Greedy]] = {Planned.name: Planned, Greedy.name: Greedy}
 
 
-class Fixed(Planned):
+class Fixed(Greedy):
     """Every request at one rung."""
 
     def __init__(self, name: str, place: Place) -> None:
@@ -136,7 +173,7 @@ class Fixed(Planned):
         return _reason(wish)
 
 
-class Threshold(Planned):
+class Threshold(Greedy):
     """One rung for all new requests, a rung lower while answers come close to their targets: no plan, a thermostat.
 
     It looks at the last `answers` answers since it last changed the rung: down when their p95 took over 85 % of the
@@ -178,7 +215,7 @@ class Threshold(Planned):
             self._shares.clear()
 
 
-class Fifo(Planned):
+class Fifo(Greedy):
     """Request-level batching: what has come is batched, and the batch runs to its end before the next is put together.
 
     Nobody joins in flight, nobody overtakes, rungs stay as they are.
@@ -246,9 +283,11 @@ def policy_of(name: str, ladders: Sequence[Ladder]) -> Policy:
         return Threshold(name, int(rest or _ANSWERS), max(len(ladder.rungs) for ladder in ladders))
     if name == "lowest":
         return Fixed(name, LOWEST)
-    if name == DEFAULT:
-        return Planned()
-    raise ValueError(f"no policy {name!r}; there are headway, lowest, fixed:RUNG, threshold[:ANSWERS], fifo[:RUNG]")
+    if name in OWN:
+        return OWN[name]()
+    raise ValueError(
+        f"no policy {name!r}; there are {', '.join(OWN)}, lowest, fixed:RUNG, threshold[:ANSWERS], fifo[:RUNG]"
+    )
 
 
 def _place(rung: str, ladders: Sequence[Ladder]) -> Place:

@@ -65,14 +65,16 @@ def variants(op: str, architecture: int) -> tuple[Variant, ...]:
     return DENSE, *(Variant(cache=dtype) for dtype in quantised)
 
 
-def may_spill(op: str, head_dim: int, bits: int, architecture: int) -> bool:
+def may_spill(op: str, head_dim: int, bits: int, architecture: int, variant: Variant = DENSE) -> bool:
     """The known exceptions to "nothing spills", each slower but right.
 
     Float32 tangents and gradients, which are for checking and not for speed: without tensor cores every operand of a
-    product sits in registers. And gradients of heads of 256 before Hopper, whose matrix unit also reads from registers.
+    product sits in registers. Gradients of heads of 256 before Hopper, whose matrix unit also reads from registers. And
+    on Hopper calls of a single token with heads of 256: tiles are chosen for many tokens, and there is little to do.
     """
     tangent = op.startswith("flash_attention_jvp")
-    return (bits == 32 and tangent) or (architecture < 90 and head_dim == 256 and "backward" in op)
+    one_token = architecture >= 90 and head_dim == 256 and variant.tokens == 1
+    return (bits == 32 and tangent) or (architecture < 90 and head_dim == 256 and "backward" in op) or one_token
 
 
 def must_use_wgmma(op: str, launch: Launch, dtype: torch.dtype, architecture: int) -> bool:

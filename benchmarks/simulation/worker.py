@@ -140,6 +140,7 @@ class VirtualWorker:
             planned, setting = self._running.jobs(planned), replace(setting, busy_ms=busy_ms)
         job = self._scheduler.job(work, now_s)
         try:
+            self._policy.check(planned, job, setting, reserve_ms=RESERVE_S * 1000)
             plan = self._policy.admit(planned, job, setting, reserve_ms=RESERVE_S * 1000)
         except Refused:
             self._doubt(now_s)

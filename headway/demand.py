@@ -1,0 +1,222 @@
+"""What is expected to come to a worker, and so what a millisecond of its device is worth.
+
+The highest rungs that all who are there can have leave no time for those who come next. Without knowing them, the best
+is to give them the share of the device that those before them asked for:
+
+    maximise   the sum of quality of all who come in a horizon, each at one rung or refused
+    such that  their device time, in full batches, is the part of the horizon that the backlog leaves
+
+The optimum of that relaxed program is a price: whoever makes more quality of a millisecond has it, whoever makes less
+has not. Giving way keeps its order (see `headway.planning`), so there is a price for each priority's lowest rungs and
+one for what is above them, and what gives way later is served first.
+"""
+
+import bisect
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from headway.cost import Load
+from headway.jobs import Job, Setting
+
+_LOW, _NORMAL, _HIGH = 1, 2, 3  # as in the contract, and in `headway.jobs.Job`
+_MOST, _FEWEST = 128, 8
+"""So many arrivals are remembered at most; with fewer, nothing is expected."""
+_SHORTEST, _LONGEST = 4.0, 8.0
+"""Over how many horizons arrivals are counted: many that come at once are not yet a rate."""
+_STALE = 0.25
+"""After this share of a horizon without an arrival, what is expected is counted anew."""
+_PATIENT = 4.0
+"""Deadlines count as at most so many times the median one."""
+_CALM = 0.5
+"""The backlog that is as it should be, over the horizon: more of it leaves less for others, and less leaves more."""
+_REFUSED_AT, _REFUSED_PER = 1.1, 1.5
+"""Refusing is for what lowering cannot mend: by the estimate the lowest rungs may ask for a little more than there is,
+but the backlog counts for more."""
+
+FREE = -math.inf
+"""The price of what there is enough of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a request makes of the device's time, as calibrated, in full batches."""
+
+    priority: int
+    least_ms: float
+    """For the lowest rung."""
+    least_worth: float
+    """Quality a ms of it."""
+    more: tuple[tuple[float, float, int], ...]
+    """(quality a ms, ms, the level that is reached): what rungs above it bring, the most for its time first."""
+
+    def level(self, price: float, bottom: int) -> int:
+        """The best level that brings more than the price for its time."""
+        taken = itertools.takewhile(lambda step: step[0] > price, self.more)
+        return min((level for _, _, level in taken), default=bottom)
+
+
+def offer_of(job: Job, setting: Setting) -> Offer:
+    """Rungs that bring less for their time than a mixture of others (the concave hull) are left out."""
+    least = (_device_ms(job.options[-1].load, setting), job.options[-1].rung.quality, len(job.options) - 1)
+    hull = [least]
+    for level in range(len(job.options) - 2, -1, -1):
+        point = (_device_ms(job.options[level].load, setting), job.options[level].rung.quality, level)
+        while len(hull) > 1 and _worth(hull[-2], hull[-1]) <= _worth(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    more = tuple((_worth(one, next_), next_[0] - one[0], next_[2]) for one, next_ in itertools.pairwise(hull))
+    return Offer(job.priority, least[0], least[1] / max(least[0], 1e-9), more)
+
+
+def _worth(one: tuple[float, float, int], better: tuple[float, float, int]) -> float:
+    return (better[1] - one[1]) / max(better[0] - one[0], 1e-9)
+
+
+def _device_ms(load: Load, setting: Setting) -> float:
+    full_ms = setting.curve.step(setting.max_batch, setting.max_batch).mean_ms
+    return load.setup.mean_ms + load.steps_left * load.items * full_ms / setting.max_batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    at_s: float
+    horizon_s: float
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one kind of demand would take of the device, by falling worth."""
+
+    worths: tuple[float, ...]
+    shares: tuple[float, ...]
+    """Of the device's time, as calibrated, for all of at least that worth."""
+
+    @property
+    def share(self) -> float:
+        return self.shares[-1] if self.shares else 0.0
+
+    def price(self, room: float) -> float:
+        """The worth of what no longer fits in this share of the time."""
+        if self.share <= room:
+            return FREE
+        return math.inf if room <= 0 else self.worths[bisect.bisect_right(self.shares, room)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """Arrivals as a rate."""
+
+    counted_s: float
+    horizon_s: float
+    least: Mapping[int, _Wanted]
+    """By priority."""
+    more: Mapping[int, _Wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Quality that a calibrated ms of the device must bring, by priority."""
+
+    least: Mapping[int, float]
+    """To be kept at all, at the lowest rung."""
+    more: Mapping[int, float]
+    """To get more than that."""
+
+
+_ORDER = ((_HIGH, True), (_NORMAL, True), (_HIGH, False), (_LOW, True), (_NORMAL, False), (_LOW, False))
+"""Who is served first, (priority, at its lowest rung): the order of giving way, from its end."""
+
+
+class Demand:
+    """Learned from arrivals. `arrived` belongs to one thread; all else may be called from others meanwhile."""
+
+    def __init__(self) -> None:
+        self._arrivals: tuple[_Arrival, ...] = ()
+        self._expected: _Expected | None = None
+
+    def arrived(self, job: Job, setting: Setting) -> None:
+        """Takes in a request, whatever becomes of it. Mutates what is expected."""
+        arrival = _Arrival(setting.now_s, job.due_s - setting.now_s, offer_of(job, setting))
+        self._arrivals = (*self._arrivals[-_MOST + 1 :], arrival)
+        self._expected = _count(self._arrivals, setting.now_s)
+
+    def affordable(self, jobs: Sequence[Job], setting: Setting) -> list[Job]:
+        """The jobs without the rungs that leave too little time for those who are expected."""
+        prices = self._prices(jobs, setting)
+        if prices is None:
+            return list(jobs)
+        return [_without_dearer(job, prices.more[job.priority], setting) for job in jobs]
+
+    def worth_keeping(self, admitted: Sequence[Job], job: Job, setting: Setting) -> bool:
+        """Whether a new request brings more for its time than those who are expected until it is due."""
+        prices = self._prices(admitted, setting, job.due_s - setting.now_s)
+        return prices is None or offer_of(job, setting).least_worth > prices.least[job.priority]
+
+    def _prices(self, jobs: Sequence[Job], setting: Setting, patience_s: float = 0.0) -> Prices | None:
+        """None: nothing is expected. Who has more patience than the horizon has time for a longer backlog."""
+        expected = self._expected
+        if expected is not None and setting.now_s - expected.counted_s > _STALE * expected.horizon_s:
+            expected = self._expected = _count(self._arrivals, setting.now_s)
+        if expected is None:
+            return None
+        backlog_ms = sum(_device_ms(job.options[-1].load, setting) for job in jobs) * setting.scale.mean_ms
+        backlog_ms += setting.busy_ms + sum(work_ms for _, work_ms in setting.foreign)
+        over = backlog_ms / (1000 * max(expected.horizon_s, patience_s)) - _CALM
+        return _prices_for(expected, over, setting.scale.mean_ms)
+
+
+def _prices_for(expected: _Expected, over: float, slowness: float) -> Prices:
+    """`over`: how much longer the backlog is than it should be, over the horizon."""
+    used, enough, least, more = 0.0, True, dict[int, float](), dict[int, float]()
+    for priority, lowest in _ORDER:
+        share = _REFUSED_AT * (1 - _REFUSED_PER * over) if lowest else 1 - over
+        wanted, prices = (expected.least, least) if lowest else (expected.more, more)
+        prices[priority] = wanted[priority].price(share / slowness - used) if enough else math.inf
+        enough = prices[priority] == FREE
+        used += wanted[priority].share
+    return Prices(least, more)
+
+
+def _count(arrivals: Sequence[_Arrival], now_s: float) -> _Expected | None:
+    """What came lately, as shares of the device's time; None when that was too little to go by."""
+    if len(arrivals) < _FEWEST:
+        return None
+    horizon_s = _horizon_s(arrivals)
+    lately = [arrival for arrival in arrivals if now_s - arrival.at_s <= _LONGEST * horizon_s]
+    if len(lately) < _FEWEST:
+        return None
+    full = len(lately) == _MOST
+    span_s = max(_SHORTEST * horizon_s, now_s - lately[0].at_s if full else now_s - arrivals[0].at_s)
+    span_ms = 1000 * min(span_s, _LONGEST * horizon_s)
+    offers = {priority: list[Offer]() for priority in (_LOW, _NORMAL, _HIGH)}
+    for arrival in lately:
+        offers[arrival.offer.priority].append(arrival.offer)
+    least = {key: _wanted([(one.least_worth, one.least_ms) for one in rows], span_ms) for key, rows in offers.items()}
+    more = {
+        key: _wanted([(worth, ms) for one in rows for worth, ms, _ in one.more], span_ms)
+        for key, rows in offers.items()
+    }
+    return _Expected(now_s, horizon_s, least, more)
+
+
+def _horizon_s(arrivals: Sequence[_Arrival]) -> float:
+    """How long requests may take in the mean; a few that may take for ever count as patient ones."""
+    middle_s = statistics.median(arrival.horizon_s for arrival in arrivals)
+    return max(1e-3, statistics.fmean(min(arrival.horizon_s, _PATIENT * middle_s) for arrival in arrivals))
+
+
+def _wanted(rows: list[tuple[float, float]], span_ms: float) -> _Wanted:
+    rows.sort(reverse=True)
+    shares = itertools.accumulate(work_ms / span_ms for _, work_ms in rows)
+    return _Wanted(tuple(worth for worth, _ in rows), tuple(shares))
+
+
+def _without_dearer(job: Job, price: float, setting: Setting) -> Job:
+    if price == FREE or len(job.options) == 1:
+        return job
+    level = offer_of(job, setting).level(price, len(job.options) - 1)
+    return replace(job, options=job.options[level:]) if level else job
