@@ -5,132 +5,21 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from sum_engine import LADDER, Alone, Quiet, SteppedClock, Sum, SumEngine, SumScheduler, make, outcome
 
-from headway.cost import Cost, Load, StepCurve
+from headway.cost import Cost
 from headway.deadline import Budget
-from headway.device import Lease
 from headway.engine import Batch, Pulse
 from headway.engine_loop import EngineLoop
-from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
-from headway.planning import Job, Option, Setting
+from headway.errors import BudgetTooSmall, Draining, Expired, Failed, Shed
 from headway.policy import policy_of
-from headway.quality import Ladder, Rung, read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
-
-LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.8, nfe=2), Rung("1", 0.5, nfe=1)))
-
-
-@dataclass
-class Sum:
-    """Adds `number` once per step."""
-
-    ticket: Ticket
-    number: int
-    total: int = 0
-
-
-class SumScheduler:
-    """Whatever is ready goes together, at most `max_batch`; a step is said to cost `step_ms`."""
-
-    def __init__(self, step_ms: float, max_batch: int = 8) -> None:
-        self.curve = StepCurve(((1, Cost(step_ms)),))
-        self.max_batch = max_batch
-
-    def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
-        return Setting(now_s, self.curve, self.max_batch, scale, foreign)
-
-    def job(self, work: Sum, now_s: float) -> Job:
-        ticket = work.ticket
-        done = ticket.steps_executed
-        options = [
-            Option(rung, Load(ticket.budget.due_s, 1, rung.nfe - done))
-            for rung in ticket.wish.allowed
-            if rung.nfe is not None and rung.nfe > done
-        ]
-        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, tuple(options))
-
-    def next_batch(self, works: Sequence[Sum], now_s: float, scale: Cost) -> Batch[Sum] | None:
-        taken = tuple(works[: self.max_batch])
-        return Batch("steps", taken, len(taken), self.curve.at(len(taken)))
-
-
-@dataclass
-class SumEngine:
-    begun: threading.Event = field(default_factory=threading.Event)
-    gate: threading.Event = field(default_factory=threading.Event)
-    fails: bool = False
-    batches: list[list[int]] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
-
-    def run(self, batch: Batch[Sum]) -> list[int]:
-        self.begun.set()
-        assert self.gate.wait(10)
-        if self.fails:
-            raise ArithmeticError("no more numbers")
-        return [work.total + work.number for work in batch.works]
-
-    def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
-        events: list[tuple[Ticket, Any]] = []
-        self.batches.append([work.ticket.key for work in batch.works])
-        for work, total in zip(batch.works, result, strict=True):
-            work.total = total
-            work.ticket.steps_executed += 1
-            events.append((work.ticket, total))
-            if work.ticket.steps_executed >= (work.ticket.rung.nfe or 0):
-                events.append((work.ticket, Finished(total)))
-        return events
-
-    def release(self, work: Sum) -> None:
-        self.released.append(work.ticket.key)
-
-
-class Alone:
-    """A device that nobody shares, which remembers what it was told."""
-
-    def __init__(self, others: tuple[tuple[float, float], ...] = ()) -> None:
-        self.demand: list[tuple[float, float]] = []
-        self._others = others
-        self.step_end_s: float | None = None
-        self.others_step_ends_s: float | None = None
-
-    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
-        return nullcontext(Lease(wait_s=0.0, granted=True))
-
-    def rest(self) -> None:
-        """Nothing is kept."""
-
-    def hurry(self, due_s: float) -> None:
-        """Nobody waits."""
-
-    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None:
-        self.demand, self.step_end_s = list(demand), step_end_s
-
-    def others(self) -> tuple[tuple[float, float], ...]:
-        return self._others
-
-    @property
-    def busy_until_s(self) -> float | None:
-        return self.others_step_ends_s
-
-
-class Quiet:
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None: ...
-
-    def finished(self, ticket: Ticket, now_s: float) -> None: ...
-
-
-def make(number: int = 1, budget_s: float = 5.0, level: common_pb2.ServiceLevel | None = None) -> Sum:
-    now_s = time.monotonic()
-    budget = Budget(now_s, now_s + budget_s, 0.0)
-    wish = read_wish(level or common_pb2.ServiceLevel(), LADDER, common_pb2.KIND_IMAGE)
-    return Sum(Ticket(budget, wish, budget.due_s), number)
 
 
 class Rig:
@@ -149,14 +38,6 @@ async def rig() -> AsyncIterator[Rig]:
     yield made
     made.engine.gate.set()
     await made.loop.stop()
-
-
-async def outcome(ticket: Ticket) -> Any:
-    """Reads events to the last one."""
-    while True:
-        event = await asyncio.wait_for(ticket.events.get(), 10)
-        if isinstance(event, Finished | HeadwayError):
-            return event
 
 
 async def test_runs_every_step_of_the_top_rung_when_there_is_time(rig: Rig) -> None:
@@ -341,16 +222,6 @@ async def test_a_fault_in_a_decision_ends_the_worker_and_tells_its_callers(rig: 
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
-class SteppedClock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 class SlowBookkeeping(SumEngine):
     """A step of 10 ms, and 10 ms more to apply it."""
 
@@ -415,79 +286,3 @@ async def test_callers_are_told_what_more_urgent_work_will_take(rig: Rig) -> Non
             await outcome(ticket)
     assert told[-1] > 2 * told[0]
     assert told[-1] <= 30_000
-
-
-class Contended(Alone):
-    """A device that is granted when the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.free, self.asked = threading.Event(), asyncio.Event()
-        self.hurried: list[float] = []
-        self._loop = asyncio.get_running_loop()
-
-    @contextmanager
-    def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
-        self._loop.call_soon_threadsafe(self.asked.set)
-        assert self.free.wait(60)
-        yield Lease(wait_s=0.0, granted=True)
-
-    def hurry(self, due_s: float) -> None:
-        self.hurried.append(due_s)
-
-
-@asynccontextmanager
-async def stepped(device: Alone, *, max_batch: int = 8) -> AsyncIterator[tuple[EngineLoop[Sum], SumEngine]]:
-    """Steps of 10 ms on a clock that stands still."""
-    engine = SumEngine()
-    scheduler = SumScheduler(10.0, max_batch)
-    loop = EngineLoop(scheduler, engine, clock=SteppedClock(), device=device, observer=Quiet(), name="sum")
-    loop.start()
-    yield loop, engine
-    engine.gate.set()
-    await loop.stop()
-
-
-def due_in(budget_s: float) -> Sum:
-    work = make()
-    work.ticket.budget = Budget(0.0, budget_s, 0.0)
-    work.ticket.target_s = budget_s
-    return work
-
-
-async def test_the_step_of_another_worker_on_the_device_is_waited_for() -> None:
-    device = Alone()
-    async with stepped(device) as (loop, _):
-        device.others_step_ends_s = 0.1
-        assert loop.snapshot().setting.busy_ms == pytest.approx(100.0)
-        with pytest.raises(Shed):
-            async with loop.submit(due_in(0.105)):
-                pass
-        async with loop.submit(due_in(0.115)) as ticket:
-            assert ticket.plan is not None
-            assert ticket.plan.predicted_p50_ms == pytest.approx(110.0)
-
-
-async def test_a_step_here_and_the_one_of_another_worker_are_never_both_waited_for() -> None:
-    device = Alone()
-    async with stepped(device, max_batch=1) as (loop, engine), loop.submit(due_in(1.0)) as first:
-        assert await asyncio.to_thread(engine.begun.wait, 60)
-        assert (device.step_end_s, device.demand) == (0.01, [(1.0, pytest.approx(30.0))]), "what is left beside it"
-        device.others_step_ends_s = 0.008  # it was told before this worker's step began
-        async with loop.submit(due_in(0.022)) as urgent:
-            assert device.demand == [(0.022, pytest.approx(10.0)), (1.0, pytest.approx(30.0))]
-            engine.gate.set()
-            await asyncio.gather(outcome(first), outcome(urgent))
-
-
-async def test_what_runs_is_decided_when_the_device_is_granted() -> None:
-    """The urgent one comes while the patient one waits for the device: it goes first, and the device is told."""
-    device = Contended()
-    async with stepped(device, max_batch=1) as (loop, engine), loop.submit(due_in(9.0)) as patient:
-        await device.asked.wait()
-        async with loop.submit(due_in(1.0)) as urgent:
-            assert device.hurried[-1] == 1.0
-            engine.gate.set()
-            device.free.set()
-            await asyncio.gather(outcome(patient), outcome(urgent))
-        assert engine.batches[0] == [urgent.key]
