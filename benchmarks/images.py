@@ -2,8 +2,9 @@
 
 The experiments of `benchmarks.experiment` on one image worker, requests of 16 to 64 images, Headway's planner against
 policies that share its batching, its order by deadline and its feasibility check (`fifo` by nature has neither of the
-first two): every rung fixed, the threshold policy, request-level FIFO batching at the top rung. Left out: a fixed rung
-with admission switched off, which keeps nothing it promises.
+first two): every rung fixed, the threshold policy, request-level FIFO batching at the top rung, and Headway's own with
+no eye for those who come (`greedy`). Left out: a fixed rung with admission switched off, which keeps nothing it
+promises.
 
 Quality is told twice: as the mean normalised quality of the rungs, and as the DFD of the mixture that was served
 (`benchmarks.images_quality`). Results and picture: `benchmarks/results/images.json` and `.svg`. About 19 minutes;
@@ -53,7 +54,7 @@ def default_model() -> Path:
 def contenders(ladder: tuple[int, ...], wanted: str) -> list[Contender]:
     """Headway first; `wanted` names the others, separated by commas, or all."""
     found = [Contender("headway")]
-    for name in (*(f"fixed:{steps}" for steps in ladder), "threshold", "fifo"):
+    for name in (*(f"fixed:{steps}" for steps in ladder), "threshold", "fifo", "greedy"):
         if wanted == "all" or name in wanted.split(","):
             shapes = name in (f"fixed:{ladder[0]}", "threshold")
             found.append(Contender(name, ("--policy", name), BASELINE_SHARE, shapes))

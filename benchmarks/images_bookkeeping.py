@@ -26,6 +26,7 @@ from services.dit_worker.encode import Format
 from services.dit_worker.engine import DitEngine
 from services.dit_worker.hardware import Hardware, prepare
 from services.dit_worker.model import checkpoint
+from services.dit_worker.model.guidance import UNGUIDED
 from services.dit_worker.sample_group import ImagesSpec, SampleGroup
 from services.dit_worker.sampler import Rows
 from services.dit_worker.scheduler import DitScheduler
@@ -122,4 +123,4 @@ def _loop_once(
 def _request(seed: int, ladder: Ladder) -> SampleGroup:
     budget = Budget(time.monotonic(), time.monotonic() + PATIENCE_S, 0.0)
     ticket = Ticket(budget, read_wish(common_pb2.ServiceLevel(), ladder, common_pb2.KIND_IMAGE), budget.due_s)
-    return SampleGroup(ticket, ImagesSpec((seed % 8,), seed, 1.0, Format.RAW, 90))
+    return SampleGroup(ticket, ImagesSpec((seed % 8,), seed, UNGUIDED, Format.RAW, 90))

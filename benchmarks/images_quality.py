@@ -35,7 +35,8 @@ class ServedQuality:
         flow = serving_network(model.network)
         self._reference = moments(extractor(unseen.images))
         self._rungs = {
-            str(steps): extractor(generate(flow, labels, steps, SEED)) for steps in model.config.ladder
+            str(steps): extractor(generate(flow, labels, steps, SEED, model.config.guidance))
+            for steps in model.config.ladder
         }  # [count, features] each
         self._order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
 

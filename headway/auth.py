@@ -1,18 +1,24 @@
 """Who calls: an API key or a client certificate names the tenant; nothing that a caller fills in does."""
 
+import datetime
 import hashlib
 import hmac
+import logging
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from headway.config import ServiceConfig, WorkerConfig
 from headway.errors import Unauthenticated
-from headway.lease import HEADER, LeaseCheck, read_secret
+from headway.lease import HEADER, LeaseCheck, Wall, read_secret
 from headway.watched import Watched
 from headway.yaml_file import read_mapping
+
+log = logging.getLogger(__name__)
 
 OPEN_TENANT = "default"
 """The one tenant of a service without API keys and client certificates."""
@@ -27,60 +33,120 @@ class KeyFileError(ValueError):
     """The file of API keys is not what it must be. Names the tenant; never shows what stands where a hash should."""
 
 
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key as a file lists it."""
+
+    digest: str
+    """SHA-256 of the key, in lower-case hex."""
+    expires_s: float | None = None
+    """From when on it is refused; seconds since 1970. None: never."""
+
+
 class KeyRing:
     """Which key is which tenant's. Keys are held as keyed hashes, so how long a look-up takes tells nothing of them."""
 
-    def __init__(self, tenants: Mapping[str, Iterable[str]]) -> None:
-        """`tenants`: to each tenant the SHA-256 digests of its keys, in lower-case hex. Raises `KeyFileError`."""
-        self._secret = secrets.token_bytes(32)
-        self._tenants: dict[bytes, str] = {}
-        for tenant, digests in tenants.items():
-            for digest in digests:
-                self._add(tenant, digest)
+    def __init__(self, tenants: Mapping[str, Iterable[ListedKey]], *, wall: Wall = time.time) -> None:
+        """Raises `KeyFileError`."""
+        self._secret, self._wall = secrets.token_bytes(32), wall
+        self._owners: dict[bytes, tuple[str, float | None]] = {}
+        for tenant, keys in tenants.items():
+            for key in keys:
+                self._add(tenant, key)
 
     def tenant(self, key: str) -> str | None:
-        """Whose key this is; None when it is nobody's."""
-        return self._tenants.get(self._blind(hashlib.sha256(key.encode()).digest()))
+        """Whose key this is; None when it is nobody's. Raises `Unauthenticated` for one that has expired."""
+        tenant, expires_s = self._owners.get(self._blind(hashlib.sha256(key.encode()).digest()), (None, None))
+        if expires_s is not None and self._wall() >= expires_s:
+            raise Unauthenticated(
+                f"the API key expired at {_shown(expires_s)}; ask the operators of this service for a new one",
+                metadata={"expired": _shown(expires_s)},
+            )
+        return tenant
 
-    def _add(self, tenant: str, digest: str) -> None:
-        blind = self._blind(bytes.fromhex(digest))
-        if self._tenants.setdefault(blind, tenant) != tenant:
-            raise KeyFileError(f"tenants {self._tenants[blind]} and {tenant} have a key in common")
+    def expired(self) -> dict[str, int]:
+        """How many of each tenant's keys are refused by now; tenants without any are left out."""
+        now_s, counts = self._wall(), dict[str, int]()
+        for tenant, expires_s in self._owners.values():
+            if expires_s is not None and now_s >= expires_s:
+                counts[tenant] = counts.get(tenant, 0) + 1
+        return counts
+
+    def _add(self, tenant: str, key: ListedKey) -> None:
+        blind = self._blind(bytes.fromhex(key.digest))
+        owner, expires_s = self._owners.setdefault(blind, (tenant, key.expires_s))
+        if owner != tenant:
+            raise KeyFileError(f"tenants {owner} and {tenant} have a key in common")
+        if expires_s != key.expires_s:
+            raise KeyFileError(f"tenant {tenant}: a key is listed twice, and does not expire at the same time")
 
     def _blind(self, digest: bytes) -> bytes:
         return hmac.digest(self._secret, digest, "sha256")
 
 
-def load_keys(path: Path) -> KeyRing:
-    """Reads a YAML file of `tenant: [sha256 of key, ...]`. Raises `KeyFileError`, or `YamlFileError` for the file."""
+def load_keys(path: Path, *, wall: Wall = time.time) -> KeyRing:
+    """Reads a YAML file of `tenant: [key, ...]`; a key is its SHA-256, or `{sha256: ..., expires: 2027-01-31}`.
+
+    Raises `KeyFileError`, or `YamlFileError` for the file. Blocks; logs which tenants have keys that expired.
+    """
     entries = read_mapping(path)
     if not entries:
         raise KeyFileError(f"{path}: names no tenant")
     try:
-        return KeyRing({tenant: _digests(tenant, listed) for tenant, listed in entries.items()})
+        ring = KeyRing({tenant: _listed(tenant, listed) for tenant, listed in entries.items()}, wall=wall)
     except KeyFileError as error:
         raise KeyFileError(f"{path}: {error}") from None
+    for tenant, count in ring.expired().items():
+        log.warning("api_keys: tenant %s has %d expired keys in %s", tenant, count, path)
+    return ring
 
 
-def _digests(tenant: str, listed: object) -> list[str]:
+def _listed(tenant: str, listed: object) -> list[ListedKey]:
     if not TENANT_NAME.fullmatch(tenant):
         raise KeyFileError(f"tenant {tenant[:64]!r}: must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
     if not isinstance(listed, list) or not listed:
         raise KeyFileError(f"tenant {tenant}: must have a list of one or more SHA-256 digests")
-    for number, digest in enumerate(listed, 1):
-        if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
-            raise KeyFileError(
-                f"tenant {tenant}, entry {number}: not a SHA-256 digest of 64 lower-case hex digits; plain keys are "
-                "refused; make one with: printf %s KEY | sha256sum"
-            )
-    return listed
+    return [_key(f"tenant {tenant}, entry {number}", entry) for number, entry in enumerate(listed, 1)]
+
+
+def _key(where: str, entry: object) -> ListedKey:
+    if isinstance(entry, dict):
+        if not entry.keys() <= {"sha256", "expires"} or "sha256" not in entry:
+            raise KeyFileError(f"{where}: must have sha256, may have expires, and nothing else")
+        expires = entry.get("expires")
+        return ListedKey(_digest(where, entry["sha256"]), None if expires is None else _expiry(where, expires))
+    return ListedKey(_digest(where, entry))
+
+
+def _digest(where: str, digest: object) -> str:
+    if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+        raise KeyFileError(
+            f"{where}: not a SHA-256 digest of 64 lower-case hex digits; plain keys are refused; make one with: "
+            "printf %s KEY | sha256sum"
+        )
+    return digest
+
+
+def _expiry(where: str, value: object) -> float:
+    """Seconds since 1970. A day begins in UTC; a time must name its zone, or it would mean another one elsewhere."""
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is None:
+            raise KeyFileError(f"{where}: expires needs a zone: 2027-01-31T12:00:00Z")
+        return value.timestamp()
+    if isinstance(value, datetime.date):
+        return datetime.datetime.combine(value, datetime.time(), datetime.UTC).timestamp()
+    raise KeyFileError(f"{where}: expires must be a day or a time: 2027-01-31 or 2027-01-31T12:00:00Z")
+
+
+def _shown(unix_s: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Keys(Protocol):
     """Knows tenants by their keys."""
 
     def tenant(self, key: str) -> str | None:
-        """Whose key this is; None when it is nobody's."""
+        """Whose key this is; None when it is nobody's. Raises `Unauthenticated` for one that has expired."""
 
 
 class KeyFile:
@@ -91,7 +157,7 @@ class KeyFile:
         self._ring = Watched("api_keys", [path], lambda: load_keys(path))
 
     def tenant(self, key: str) -> str | None:
-        """Whose key this is; None when it is nobody's."""
+        """Whose key this is; None when it is nobody's. Raises `Unauthenticated` for one that has expired."""
         return self._ring.value().tenant(key)
 
 

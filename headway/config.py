@@ -142,7 +142,8 @@ class ServiceConfig(BaseModel):
     )
     api_keys: Annotated[FilePath | None, OrOff] = setting(
         None,
-        "YAML of tenant: [sha256 of key, ...], read anew when it changes; without it every caller is one tenant",
+        "YAML of tenant: [sha256 of key, or {sha256: ..., expires: 2027-01-31}, ...], read anew when it changes; "
+        "without it every caller is one tenant",
         group="Security",
         unit="FILE",
     )

@@ -7,8 +7,10 @@ is to give them the share of the device that those before them asked for:
     such that  their device time, in full batches, is the part of the horizon that the backlog leaves
 
 The optimum of that relaxed program is a price: whoever makes more quality of a millisecond has it, whoever makes less
-has not. Giving way keeps its order (see `headway.planning`), so there is a price for each priority's lowest rungs and
-one for what is above them, and what gives way later is served first.
+has not. There is one for each priority's lowest rungs, and then one for what is above them, higher priorities first.
+
+All that is for work that commits the device (`Setting.commits`). What gives way until the moment that it runs, as texts
+and frames do, may have all that there is until others come.
 """
 
 import bisect
@@ -127,8 +129,9 @@ class Prices:
     """To get more than that."""
 
 
-_ORDER = ((_HIGH, True), (_NORMAL, True), (_HIGH, False), (_LOW, True), (_NORMAL, False), (_LOW, False))
-"""Who is served first, (priority, at its lowest rung): the order of giving way, from its end."""
+_ORDER = ((_HIGH, True), (_NORMAL, True), (_LOW, True), (_HIGH, False), (_NORMAL, False), (_LOW, False))
+"""Who is served first, (priority, at its lowest rung). Whom nothing but a guess stands against is not refused for
+somebody's higher rung, whatever the priorities: that is for the planner, which knows who is there."""
 
 
 class Demand:
@@ -152,21 +155,22 @@ class Demand:
         return [_without_dearer(job, prices.more[job.priority], setting) for job in jobs]
 
     def worth_keeping(self, admitted: Sequence[Job], job: Job, setting: Setting) -> bool:
-        """Whether a new request brings more for its time than those who are expected until it is due."""
+        """Whether a new request brings as much for its time as those who are expected until it is due."""
         prices = self._prices(admitted, setting, job.due_s - setting.now_s)
-        return prices is None or offer_of(job, setting).least_worth > prices.least[job.priority]
+        return prices is None or offer_of(job, setting).least_worth >= prices.least[job.priority]
 
     def _prices(self, jobs: Sequence[Job], setting: Setting, patience_s: float = 0.0) -> Prices | None:
         """None: nothing is expected. Who has more patience than the horizon has time for a longer backlog."""
-        expected = self._expected
+        expected = self._expected if setting.commits else None
         if expected is not None and setting.now_s - expected.counted_s > _STALE * expected.horizon_s:
             expected = self._expected = _count(self._arrivals, setting.now_s)
         if expected is None:
             return None
-        backlog_ms = sum(_device_ms(job.options[-1].load, setting) for job in jobs) * setting.scale.mean_ms
+        slowness = setting.scale.mean_ms
+        backlog_ms = sum(_device_ms(job.options[-1].load, setting) for job in jobs) * slowness
         backlog_ms += setting.busy_ms + sum(work_ms for _, work_ms in setting.foreign)
         over = backlog_ms / (1000 * max(expected.horizon_s, patience_s)) - _CALM
-        return _prices_for(expected, over, setting.scale.mean_ms)
+        return _prices_for(expected, over, slowness)
 
 
 def _prices_for(expected: _Expected, over: float, slowness: float) -> Prices:

@@ -46,6 +46,9 @@ class Setting:
     """Kept free before deadlines, at admission and while it can be: see `headway.cost.LearnedStall`."""
     rung_quantile: float = 0.9
     admission_quantile: float = 0.999
+    commits: bool = False
+    """Work that has begun at a high rung cannot be had for the price of a low one any more, as an image that has taken
+    the first of several steps needs another; a text may end after every token."""
     overhead_ms: float = 0.0
     """Host time between the last step and the answer (encoding not in the load, bookkeeping); added once."""
 

@@ -31,10 +31,13 @@ class _Loader(yaml.SafeLoader):
 
 def read_mapping(path: Path) -> dict[str, object]:
     """The one mapping in `path`; an empty file is an empty mapping. Blocks. Raises `YamlFileError`."""
+    text = _text(path)
     try:
-        loaded = yaml.load(_text(path), _Loader)
+        loaded = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise YamlFileError(f"{path}: not YAML: {_where(error)}") from error
+    except ValueError as error:  # what looks like a date and is none
+        raise YamlFileError(f"{path}: {error}") from error
     except RecursionError as error:
         raise YamlFileError(f"{path}: nested too deeply") from error
     if loaded is None:

@@ -52,6 +52,13 @@ class Subject:
     mix: Mix
     golden: Callable[[AsyncHeadway], Awaitable[bytes]]
     """The bytes of one fixed request at one fixed rung: every contender must give the same."""
+    lowest: str | None = None
+    """The lowest rung that requests allow; None: the ladder's."""
+
+    def rungs(self, worker: RunningWorker) -> Sequence[tuple[str, float]]:
+        """(label, quality) of the rungs that are asked for, best first."""
+        labels = [label for label, _ in worker.rungs]
+        return worker.rungs if self.lowest is None else worker.rungs[: labels.index(self.lowest) + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
             ):
                 golden[contender.name] = await subject.golden(client)
                 await closed_loop(
-                    subject.send, client, subject.mix.sizes, worker.rungs[-1][0], in_flight=4, seconds=WARM_S
+                    subject.send, client, subject.mix.sizes, subject.rungs(worker)[-1][0], in_flight=4, seconds=WARM_S
                 )
                 for shape, load, sent in sends if contender.shapes else [each for each in sends if each[0] == "steady"]:
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
@@ -143,7 +150,7 @@ async def _capacity(
 ) -> tuple[Capacity, dict[str, Any]]:
     command = (*subject.command, *contender.flags)
     async with running(command, cores) as worker, AsyncHeadway(worker.address) as client:
-        capacity = await measure(subject.send, client, subject.mix, worker.rungs, plan.effort)
+        capacity = await measure(subject.send, client, subject.mix, subject.rungs(worker), plan.effort)
     rates = ", ".join(f"{label}: {rate:.0f}" for label, rate in capacity.items_per_s)
     console.print(f"{subject.kind}: {subject.items} a second with batching, by rung: {rates}")
     console.print(f"load 1.0 is {capacity.requests_per_s(subject.mix):.2f} requests a second")

@@ -17,6 +17,7 @@ from headway.quality import Ladder, Rung
 from headway.ticket import Ticket
 from headway.v1 import common_pb2
 from services.dit_worker.encode import Format
+from services.dit_worker.model.guidance import UNGUIDED
 from services.dit_worker.sample_group import ImagesSpec, Jump, SampleGroup
 from services.dit_worker.scheduler import DitScheduler, ImageCosts
 from services.router.placement import FRAME_PIXELS
@@ -119,7 +120,7 @@ class ImageModel:
         return DitScheduler(costs, self.max_batch, RUNG_QUANTILE, ADMISSION_QUANTILE, self.overhead_ms)
 
     def work(self, ticket: Ticket, items: int) -> SampleGroup:
-        return SampleGroup(ticket, ImagesSpec((0,) * items, 0, 1.0, Format.RAW, 90))
+        return SampleGroup(ticket, ImagesSpec((0,) * items, 0, UNGUIDED, Format.RAW, 90))
 
     def apply(self, batch: Jump) -> list[Done]:
         done = []

@@ -131,7 +131,7 @@ def _rows(batch: Jump, before: Sequence[Tensor]) -> Rows:
         repeated([work.t for work in batch.works]),
         repeated(batch.ends),
         torch.tensor([label for work in batch.works for label in work.spec.labels]),
-        repeated([work.spec.guidance for work in batch.works]),
+        repeated([work.spec.guidance.at(work.t, end) for work, end in zip(batch.works, batch.ends, strict=True)]),
     )
 
 

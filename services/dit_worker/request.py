@@ -8,6 +8,7 @@ from headway.errors import BadInput
 from headway.v1 import common_pb2, image_pb2
 from services.dit_worker.encode import DEFAULT_QUALITY, Format, supports
 from services.dit_worker.model.checkpoint import Config
+from services.dit_worker.model.guidance import Guidance
 from services.dit_worker.sample_group import ImagesSpec
 
 FORMATS: Mapping[int, Format] = {
@@ -41,7 +42,7 @@ def read_request(request: image_pb2.GenerateImagesRequest, limits: RequestLimits
     return ImagesSpec(
         labels=labels,
         seed=request.seed if request.HasField("seed") else secrets.randbits(64),
-        guidance=request.guidance if request.HasField("guidance") else 1.0,
+        guidance=Guidance.fixed(request.guidance) if request.HasField("guidance") else limits.model.guidance,
         form=FORMATS[request.format],
         encoding_quality=request.encoding_quality if request.HasField("encoding_quality") else DEFAULT_QUALITY,
         previews=request.previews,

@@ -8,6 +8,7 @@ from headway.engine import Batch, one_step_less
 from headway.planning import Choice, Job
 from headway.ticket import Ticket
 from services.dit_worker.encode import Format
+from services.dit_worker.model.guidance import Guidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class ImagesSpec:
 
     labels: tuple[int, ...]
     seed: int
-    guidance: float
+    guidance: Guidance
     form: Format
     encoding_quality: int
     previews: bool = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from services.dit_worker.model.flow_map import FlowMap, jump
+from services.dit_worker.model.guidance import UNGUIDED, Guidance
 
 MAX_SEED = 2**64 - 1
 UNIT_53 = 2.0**-53
@@ -24,7 +25,7 @@ class Sample:
     seed: int
     index: int
     label: int
-    guidance: float
+    guidance: Guidance
     x: Tensor
     t: float = 1.0
     executed: int = 0
@@ -50,7 +51,7 @@ def noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(normal.astype(np.float32)).view(shape)
 
 
-def start(flow: FlowMap, *, seed: int, index: int, label: int, guidance: float = 1.0) -> Sample:
+def start(flow: FlowMap, *, seed: int, index: int, label: int, guidance: Guidance = UNGUIDED) -> Sample:
     """A sample of pure noise at t = 1."""
     return Sample(seed, index, label, guidance, noise(seed, index, flow.topology.image_shape))
 
@@ -98,12 +99,13 @@ def take(flow: FlowMap, rows: Rows) -> Tensor:
 
 def step(flow: FlowMap, samples: Sequence[Sample], ends: Sequence[float]) -> list[Sample]:
     """One forward pass: each sample jumps from its own t to its own end, 0 <= end < t. Order is kept."""
+    weights = [sample.guidance.at(sample.t, end) for sample, end in zip(samples, ends, strict=True)]
     rows = Rows(
         torch.stack([sample.x for sample in samples]),
         torch.tensor([sample.t for sample in samples], dtype=torch.float32),
         torch.tensor(ends, dtype=torch.float32),
         torch.tensor([sample.label for sample in samples]),
-        torch.tensor([sample.guidance for sample in samples], dtype=torch.float32),
+        torch.tensor(weights, dtype=torch.float32),
     )
     return [
         replace(sample, x=row, t=end, executed=sample.executed + 1)

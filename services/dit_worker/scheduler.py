@@ -44,6 +44,7 @@ class DitScheduler:
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,
+            commits=True,
         )
 
     def job(self, work: SampleGroup, now_s: float) -> Job:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, FilePath
+from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
 
 from headway.config import Address, OrOff, Target, UpstreamConfig, check_target, setting
 from headway.prefix import MIN_SECRET_BYTES
@@ -100,6 +100,14 @@ class RouterConfig(UpstreamConfig):
         None, "a frame that is not there when it should be in this share of cases is asked of a second worker too, and "
         "the first answer taken; off: never", group="Mesh", unit="SHARE", gt=0.5, lt=1,
     )  # fmt: skip
+    endpoint_picker: bool = setting(
+        False, "serve Envoy's external processing, so that a gateway asks here for the worker to send a request to; "
+        "workers then need addresses that are HOST:PORT", group="Mesh",
+    )  # fmt: skip
+    endpoint_picker_spares: int = setting(
+        0, "further workers that the endpoint picker names, for gateways that try them in order; a cluster of the type "
+        "ORIGINAL_DST takes none", group="Mesh", unit="N", ge=0, le=3,
+    )  # fmt: skip
     failover_wait_s: float = setting(
         10.0, "how long an answer that was cut off waits for a worker that can go on, inside its budget; 0: not at all",
         group="Mesh", unit="SECONDS", ge=0, le=3600, allow_inf_nan=False,
@@ -135,3 +143,9 @@ class RouterConfig(UpstreamConfig):
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
         "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _endpoints_can_be_named(self) -> Self:
+        if self.endpoint_picker and any(worker.address.startswith("unix:") for worker in self.workers):
+            raise ValueError("endpoint_picker needs workers at HOST:PORT: a gateway cannot send to a Unix socket")
+        return self

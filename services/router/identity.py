@@ -20,6 +20,11 @@ class Identity:
             return self._key
         return (*self._key, (HEADER, self._signer.sign(tenant)))
 
+    def picked(self, tenant: str, worker_ids: list[str]) -> Metadata:
+        """For a call on behalf of `tenant` that a proxy makes to one of these workers, with what `metadata` shows."""
+        lease = self.lease(tenant, worker_ids)
+        return (*self._key, (HEADER, lease)) if lease else self._key
+
     def lease(self, tenant: str, worker_ids: list[str]) -> bytes:
         """For a client that calls one of these workers itself; empty where the mesh has no secret."""
         return b"" if self._signer is None else self._signer.sign(tenant, worker_ids)

@@ -14,6 +14,7 @@ from headway.lease import LeaseSigner, read_secret
 from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
 from headway.telemetry import Span
 from headway.yaml_file import YamlFileError
+from services.router import endpoint_picker
 from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
@@ -74,7 +75,10 @@ async def build(config: RouterConfig, service: Service) -> Served:
         tracing=service.tracing,
         clock=service.clock,
     )
-    return Served(registrations(parts), drain=calls.drain)
+    served = registrations(parts)
+    if config.endpoint_picker:
+        served.append(endpoint_picker.registration(parts, service.authenticator))
+    return Served(served, drain=calls.drain)
 
 
 def _secret(config: RouterConfig) -> bytes:

@@ -1,8 +1,10 @@
 """Who is healthy, by what it does: built when that changes, so that a request looks only at those that it weighs."""
 
+import copy
 import random
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Set as AbstractSet
+from typing import Protocol, Self, TypeVar
 
 from headway.cost import Foreign
 from headway.errors import NotFound
@@ -63,17 +65,28 @@ class Roster:
             if about.assets
         )
         self._on_device = _grouped((about.device_id, worker) for worker, about in known if about.device_id)
+        self._only: AbstractSet[str] | None = None
+
+    def within(self, addresses: AbstractSet[str]) -> Self:
+        """The same, but requests are placed on the workers at these addresses alone."""
+        narrowed = copy.copy(self)
+        narrowed._only = addresses
+        return narrowed
 
     def having(self, ask: Ask) -> Sequence[Worker]:
         """The workers that have the asset; none when no worker does this kind of work. Raises `NotFound`."""
         found = self._having.get((ask.kind, ask.asset), ())
         if not found and ask.kind in self._kinds:
             raise NotFound(ask.field, ask.asset, self._names(ask.kind))
-        return found
+        return found if self._only is None else [worker for worker in found if self._may(worker)]
 
     def named(self, worker_ids: Iterable[str]) -> list[Worker]:
         """The healthy ones of these workers."""
-        return [worker for name in worker_ids if (worker := self._by_id.get(name)) is not None]
+        found = (worker for name in worker_ids if (worker := self._by_id.get(name)) is not None)
+        return [worker for worker in found if self._may(worker)]
+
+    def _may(self, worker: Worker) -> bool:
+        return self._only is None or worker.address in self._only
 
     def asset_hash(self, ask: Ask) -> str | None:
         """The content of the asset that is asked for, as the first worker that has it says."""

@@ -1,6 +1,7 @@
 """The workers' services as the router serves them, and the router's own."""
 
 from collections.abc import AsyncGenerator
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -70,13 +71,14 @@ class Parts:
         )
 
 
-def ranked(ask: Ask, parts: Parts, *, probe: bool = True) -> list[Placement]:
+def ranked(ask: Ask, parts: Parts, *, probe: bool = True, within: AbstractSet[str] | None = None) -> list[Placement]:
     """The workers to ask as things stand, best first; at least one. Raises `NoWorker` and as `Placer.place` does.
 
-    `probe`: the call will be made here, so that a worker whose calls failed can be tried with it.
+    `probe`: the call will be made here, so that a worker whose calls failed can be tried with it. `within`: the
+    addresses to choose from; None: all.
     """
     with parts.tracing.span(Span.ROUTER_PICK):
-        roster = parts.pool.roster()
+        roster = parts.pool.roster() if within is None else parts.pool.roster().within(within)
         shared = parts.prompts.shared(ask.prompt, roster.asset_hash(ask), tenant_of_call.get())
         placements = parts.placer.place(ask, roster, parts.clock(), shared=shared, probe=probe)
     if not placements:

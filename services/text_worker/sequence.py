@@ -34,13 +34,14 @@ class Goal:
 def goals_of(wish: Wish, max_tokens: int) -> tuple[Goal, ...]:
     """What each allowed rung means for a request of `max_tokens`, most tokens first, no number twice.
 
-    No rung but one that was named goes under the floor: the caller's, else `DEFAULT_FLOOR_TOKENS`.
+    No rung but one that was named goes under the floor: the caller's, else `DEFAULT_FLOOR_TOKENS`. Each has the quality
+    that its tokens are worth.
     """
     least = 1 if wish.exact and wish.allowed[0].token_share else wish.min_tokens or DEFAULT_FLOOR_TOKENS
     goals: dict[int, Goal] = {}
     for rung in wish.allowed:
         tokens = min(max_tokens, max(least, math.ceil((rung.token_share or 0.0) * max_tokens)))
-        goals.setdefault(tokens, Goal(rung, tokens))
+        goals.setdefault(tokens, Goal(replace(rung, quality=tokens / max_tokens), tokens))
     return tuple(goals.values())
 
 

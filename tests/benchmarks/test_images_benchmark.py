@@ -24,7 +24,7 @@ def one_thread():
 
 def test_headway_is_always_among_the_contenders():
     names = [contender.name for contender in contenders((4, 2, 1), "all")]
-    assert names == ["headway", "fixed:4", "fixed:2", "fixed:1", "threshold", "fifo"]
+    assert names == ["headway", "fixed:4", "fixed:2", "fixed:1", "threshold", "fifo", "greedy"]
     assert [contender.name for contender in contenders((4, 2, 1), "none")] == ["headway"]
     assert [contender.name for contender in contenders((4, 2, 1), "fifo,fixed:1")] == ["headway", "fixed:1", "fifo"]
 

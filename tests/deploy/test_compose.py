@@ -1,11 +1,28 @@
 """What compose.yaml promises about every container. That it runs is another proof's; here it is read."""
 
+import json
+import re
 from typing import Any
 
 import pytest
 import yaml
 from declared import DEPLOY
 
+from headway.config import ServiceConfig, read
+from services.dit_worker.config import DitWorkerConfig
+from services.prefix_cache.config import PrefixCacheConfig
+from services.router.config import RouterConfig
+from services.splat_worker.config import SplatWorkerConfig
+from services.text_worker.config import TextWorkerConfig
+
+CONFIGS: dict[str, type[ServiceConfig]] = {
+    "router": RouterConfig,
+    "prefix-cache": PrefixCacheConfig,
+    "text-worker": TextWorkerConfig,
+    "splat-worker": SplatWorkerConfig,
+    "dit-worker": DitWorkerConfig,
+    "dit-worker-cuda": DitWorkerConfig,
+}
 COMPOSE = yaml.safe_load((DEPLOY.parent / "compose.yaml").read_text())
 SERVICES = [pytest.param(name, service, id=name) for name, service in COMPOSE["services"].items()]
 ALIASES = {
@@ -70,6 +87,39 @@ def test_what_is_built_is_a_target_of_the_dockerfile() -> None:
             assert f" AS {service['build']['target']}\n" in dockerfile
 
 
+def entrypoint(target: str) -> list[str]:
+    """What the image of a target runs, with the models where they are in a checkout."""
+    stages = re.split(r"^FROM ", (DEPLOY.parent / "Dockerfile").read_text(), flags=re.MULTILINE)
+    base, stage = next(
+        (stage.split()[0], stage) for stage in stages if re.match(rf"\S+ AS {re.escape(target)}\n", stage)
+    )
+    found = re.search(r"^ENTRYPOINT (\[.*\])$", stage, flags=re.MULTILINE)
+    if found is None:
+        return entrypoint(base)
+    return [str(part).replace("/app/", f"{DEPLOY.parent}/") for part in json.loads(found[1])]
+
+
+@pytest.mark.parametrize(("name", "service"), SERVICES)
+def test_a_container_is_started_with_settings_that_its_service_takes(name: str, service: dict[str, Any]) -> None:
+    target = service.get("build", {}).get("target")
+    if target not in CONFIGS:
+        assert target in (None, "device")
+        return
+    config, program = CONFIGS[target], entrypoint(target)
+    assert program[0] == f"headway-{target.removesuffix('-cuda')}"
+    given = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value)) for key, value in service["environment"].items()}
+    unknown = {key for key in given if key.startswith("HEADWAY_")} - {
+        f"HEADWAY_{field.upper()}" for field in config.model_fields
+    }
+    assert not unknown
+    read(config, [*program[1:], *service.get("command", ())], prog=name, env=given)
+
+
+def test_text_workers_and_routers_share_the_prefix_cache() -> None:
+    flags = {name: COMPOSE["services"][name]["command"] for name in ("router", "text-worker")}
+    assert {given[given.index("--prefix-cache") + 1] for given in flags.values()} == {"prefix-cache:50054"}
+
+
 def test_what_is_mounted_from_the_checkout_is_there_and_cannot_be_written_to() -> None:
     mounts = [mount for service in COMPOSE["services"].values() for mount in service.get("volumes", ())]
     bound = [mount.split(":") for mount in mounts if mount.startswith("./")]
@@ -86,9 +136,10 @@ def test_the_collector_passes_what_it_takes_to_an_exporter() -> None:
         assert pipeline[part] == list(config[part])
 
 
-def test_envoy_calls_the_routers_that_there_are() -> None:
-    config = yaml.safe_load((DEPLOY / "envoy" / "envoy.yaml").read_text())
-    (cluster,) = config["static_resources"]["clusters"]
+@pytest.mark.parametrize("file", ["envoy.yaml", "endpoint-picker.yaml"])
+def test_envoy_calls_the_routers_that_there_are(file: str) -> None:
+    config = yaml.safe_load((DEPLOY / "envoy" / file).read_text())
+    cluster = config["static_resources"]["clusters"][0]
     (group,) = cluster["load_assignment"]["endpoints"]
     called = [end["endpoint"]["address"]["socket_address"] for end in group["lb_endpoints"]]
     assert called == [{"address": name, "port_value": 50050} for name in ("router", "router-2")]

@@ -68,6 +68,7 @@ SCALED = {
     },
     "otlpEndpoint": "http://collector.observability:4317",
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"team": "painters"}}}]},
+    "router": {"extraArgs": ["--endpoint-picker", "--endpoint-picker-spares", "1"]},
 }
 BARE = {"prefixCache": {"enabled": False}, "networkPolicy": {"enabled": False}, "router": {"replicas": 1}}
 SETS = {"defaults": {}, "secure": SECURE, "scaled": SCALED, "bare": BARE}
@@ -191,6 +192,36 @@ def test_names_that_parts_call_are_services_with_pods_behind_them(render: Render
         wanted = next(item["targetPort"] for item in spec["ports"] if item["port"] == int(port))
         offered = {item["name"] for one in behind[0]["spec"]["containers"] for item in one["ports"]}
         assert wanted in offered
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+def test_who_calls_a_part_is_let_through_to_it(render: Render, values: Object) -> None:
+    objects = render(values)
+    policies = {found["metadata"]["name"]: found["spec"] for found in of_kind(objects, "NetworkPolicy")}
+    for caller in of_kind(objects, "Deployment"):
+        labels = caller["spec"]["template"]["metadata"]["labels"]
+        started = [(one.get("args"), one.get("env")) for one in caller["spec"]["template"]["spec"]["containers"]]
+        for name, port in set(re.findall(r"([\w-]+)\.mesh\.svc:(\d+)", json.dumps(started))):
+            if not policies:
+                continue
+            rules = [
+                rule for rule in policies[name]["ingress"] if {"protocol": "TCP", "port": int(port)} in rule["ports"]
+            ]
+            peers = [
+                peer["podSelector"]["matchLabels"] for rule in rules for peer in rule["from"] if "podSelector" in peer
+            ]
+            assert any(peer.items() <= labels.items() for peer in peers), f"{caller['metadata']['name']} to {name}"
+
+
+def test_text_workers_tell_the_prefix_cache_what_they_hold_where_there_is_one(render: Render) -> None:
+    def told(values: Object) -> set[str]:
+        flags = [one["args"] for _, one in containers(render(values)) if one["name"] in ("text", "splat", "image")]
+        return {given[given.index("--prefix-cache") + 1] for given in flags if "--prefix-cache" in given}
+
+    assert told({}) == told(SECURE) == {"demo-headway-prefix-cache.mesh.svc:50054"}
+    assert told(BARE) == told(SCALED) == set()
+    (text,) = [one for _, one in containers(render(SECURE)) if one["name"] == "text"]
+    assert {"name": "HEADWAY_UPSTREAM_CA", "value": "/tls/ca.crt"} in text["env"]
 
 
 def test_images_are_targets_of_the_dockerfile(render: Render) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.auth import OPEN_TENANT, Authenticator, KeyFileError, KeyRing, load_keys
+from headway.auth import OPEN_TENANT, Authenticator, KeyFileError, KeyRing, ListedKey, load_keys
 from headway.config import ServiceConfig
 from headway.errors import Unauthenticated
 from headway.yaml_file import YamlFileError
@@ -13,6 +13,10 @@ from headway.yaml_file import YamlFileError
 
 def _sha(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _listed(key: str, expires_s: float | None = None) -> ListedKey:
+    return ListedKey(_sha(key), expires_s)
 
 
 def _bearer(key: str) -> tuple[tuple[str, str], ...]:
@@ -24,7 +28,7 @@ def _certificate(*names: bytes) -> dict[str, tuple[bytes, ...]]:
 
 
 def _keys() -> KeyRing:
-    return KeyRing({"acme": [_sha("k1"), _sha("k2")], "zeta": [_sha("k3")]})
+    return KeyRing({"acme": [_listed("k1"), _listed("k2")], "zeta": [_listed("k3")]})
 
 
 def test_a_key_names_its_tenant() -> None:
@@ -85,7 +89,7 @@ def test_each_key_finds_its_own_tenant_and_no_other(tenants: dict[str, set[str]]
     shared = False
     for tenant, keys in tenants.items():
         shared = shared or any(owner.setdefault(key, tenant) != tenant for key in keys)
-    listed = {tenant: [_sha(key) for key in keys] for tenant, keys in tenants.items()}
+    listed = {tenant: [_listed(key) for key in keys] for tenant, keys in tenants.items()}
     if shared:
         with pytest.raises(KeyFileError, match="in common"):
             KeyRing(listed)
@@ -113,6 +117,13 @@ def test_a_key_file_is_read(tmp_path: Path) -> None:
         (f"acme: [{_sha('a').upper()}]", "lower-case"),
         (f"A b: [{_sha('a')}]", "tenant 'A b': must be"),
         (f"a: [{_sha('a')}]\nb: [{_sha('a')}]", "tenants a and b have a key in common"),
+        ("acme: [{sha256: secret, expires: 2027-01-31}]", "tenant acme, entry 1: not a SHA-256 digest"),
+        ("acme: [{expires: 2027-01-31}]", "tenant acme, entry 1: must have sha256"),
+        (f"acme: [{{sha256: {_sha('a')}, expire: 2027-01-31}}]", "tenant acme, entry 1: .* nothing else"),
+        (f"acme: [{{sha256: {_sha('a')}, expires: soon}}]", "tenant acme, entry 1: expires must be a day or a time"),
+        (f"acme: [{{sha256: {_sha('a')}, expires: 1893456000}}]", "expires must be a day or a time"),
+        (f"acme: [{{sha256: {_sha('a')}, expires: 2027-01-31T12:00:00}}]", "expires needs a zone"),
+        (f"acme: [{_sha('a')}, {{sha256: {_sha('a')}, expires: 2027-01-31}}]", "listed twice"),
     ],
 )
 def test_a_wrong_key_file_names_the_tenant_and_shows_no_secret(tmp_path: Path, text: str, said: str) -> None:
@@ -127,3 +138,39 @@ def test_a_wrong_key_file_names_the_tenant_and_shows_no_secret(tmp_path: Path, t
 def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(YamlFileError, match=r"keys\.yaml: cannot be read"):
         load_keys(tmp_path / "keys.yaml")
+
+
+def test_a_day_that_there_is_not_is_a_mistake_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"acme: [{{sha256: {_sha('a')}, expires: 2027-02-30}}]\n")
+    with pytest.raises(YamlFileError, match=r"keys\.yaml: day"):
+        load_keys(file)
+
+
+def test_an_expired_key_is_refused_and_says_when_while_others_of_the_tenant_serve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, now_s = tmp_path / "keys.yaml", [1801439999.0]  # 2027-01-31T23:59:59Z
+    entries = [
+        f"{{sha256: {_sha('day')}, expires: 2027-02-01}}",
+        f"{{sha256: {_sha('time')}, expires: 2027-02-01T02:00:00+02:00}}",
+        _sha("ever"),
+    ]
+    file.write_text(f"acme: [{', '.join(entries)}]\n")
+    authenticator = Authenticator(load_keys(file, wall=lambda: now_s[0]))
+    assert [authenticator.tenant(_bearer(key), {}) for key in ("day", "time", "ever")] == ["acme"] * 3
+    assert "expired" not in caplog.text
+    now_s[0] += 1
+    for key in ("day", "time"):
+        with pytest.raises(Unauthenticated, match="expired at 2027-02-01T00:00:00Z") as refused:
+            authenticator.tenant(_bearer(key), {})
+        assert refused.value.metadata == {"expired": "2027-02-01T00:00:00Z"}
+    assert authenticator.tenant(_bearer("ever"), {}) == "acme"
+    load_keys(file, wall=lambda: now_s[0])
+    assert "tenant acme has 2 expired keys" in caplog.text
+
+
+def test_an_expired_key_is_not_made_good_by_a_certificate() -> None:
+    authenticator = Authenticator(KeyRing({"acme": [_listed("old", 0.0)]}), mutual_tls=True)
+    with pytest.raises(Unauthenticated, match="expired"):
+        authenticator.tenant(_bearer("old"), _certificate(b"acme"))

@@ -13,7 +13,7 @@ from headway.jobs import Job, Option, Setting
 from headway.policy import Greedy, Planned
 from headway.quality import Rung
 
-SETTING = Setting(now_s=100.0, curve=StepCurve(((1, Cost(100.0)),)), max_batch=1)
+SETTING = Setting(now_s=100.0, curve=StepCurve(((1, Cost(100.0)),)), max_batch=1, commits=True)
 QUALITIES = ((4, 1.0), (2, 0.9), (1, 0.6))
 LOW, NORMAL, HIGH = 1, 2, 3
 DEADLINE_S = 2.0
@@ -82,8 +82,8 @@ def test_each_priority_has_its_price() -> None:
     demand, setting = arriving(4.5, priority=HIGH)
     busy = replace(setting, busy_ms=700.0)
     assert kept(demand, busy, high, normal, low) == ["2", "1", "1"]
-    assert demand.worth_keeping([], normal, busy)
-    assert not demand.worth_keeping([], low, busy), "low is refused before high is lowered"
+    assert demand.worth_keeping([], low, busy), "nobody is refused for a higher rung of those who may come"
+    assert kept(demand, replace(busy, commits=False), high, normal, low) == ["4", "4", "4"]
 
 
 QUALITY = st.floats(0, 1).map(lambda value: round(value, 3))

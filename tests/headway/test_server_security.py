@@ -94,6 +94,20 @@ async def test_a_key_names_the_tenant_and_a_wrong_or_missing_one_is_refused(tmp_
             assert KEY not in error.message
 
 
+async def test_an_expired_key_is_refused_on_the_wire_with_when_it_expired(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    current, old, new = (hashlib.sha256(key.encode()).hexdigest() for key in (KEY, "old", "new"))
+    expiring = [f"{{sha256: {current}, expires: 2999-12-31}}", f"{{sha256: {old}, expires: 2020-01-31}}"]
+    path.write_text(f"painters: [{', '.join([*expiring, new])}]\n")
+    async with serving(tell_tenant, api_keys=path) as address:
+        assert await tenant(address, Credentials(api_key=KEY)) == "painters"
+        assert await tenant(address, Credentials(api_key="new")) == "painters"
+        error = await refused(address, Credentials(api_key="old"))
+    assert (error.status, error.reason_name) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert error.metadata == {"expired": "2020-01-31T00:00:00Z"}
+    assert "expired at 2020-01-31T00:00:00Z" in error.message
+
+
 async def test_a_key_file_that_is_none_stops_the_start_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text("painters: [not-a-digest]\n")

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from services.dit_worker.model.decoder import VAE, Decoder, Pixels, load_decoder
 from services.dit_worker.model.dit import Dit
+from services.dit_worker.model.guidance import UNGUIDED, Guidance
 from services.dit_worker.model.tensors import CheckpointError as CheckpointError
 from services.dit_worker.model.tensors import check_size, read_tensors
 from services.dit_worker.model.tensors import sha256_of as sha256_of
@@ -51,6 +52,8 @@ class Config:
     weights_sha256: str
     training: dict[str, Any]
     decoder_sha256: str | None = None
+    guidance: Guidance = UNGUIDED
+    """Where the caller asks for none."""
 
     @property
     def fingerprint(self) -> str:
@@ -59,16 +62,21 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         decoder = {} if self.decoder_sha256 is None else {"decoder_sha256": self.decoder_sha256}
-        return decoder | {
-            "format": FORMAT,
-            "name": self.name,
-            "topology": self.topology.as_dict(),
-            "class_names": list(self.class_names),
-            "guidance_max": self.guidance_max,
-            "ladder": list(self.ladder),
-            "weights_sha256": self.weights_sha256,
-            "training": self.training,
-        }
+        guidance = {} if self.guidance == UNGUIDED else {"guidance": self.guidance.as_steps()}
+        return (
+            decoder
+            | guidance
+            | {
+                "format": FORMAT,
+                "name": self.name,
+                "topology": self.topology.as_dict(),
+                "class_names": list(self.class_names),
+                "guidance_max": self.guidance_max,
+                "ladder": list(self.ladder),
+                "weights_sha256": self.weights_sha256,
+                "training": self.training,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +95,13 @@ def save(folder: Path, network: Dit, draft: Config) -> Config:
     halves = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
     save_file(halves, folder / WEIGHTS)
     config = replace(draft, weights_sha256=sha256_of(folder / WEIGHTS))
-    (folder / CONFIG).write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+    write_config(folder, config)
     return config
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Writes config.json."""
+    (folder / CONFIG).write_text(json.dumps(config.as_dict(), indent=2) + "\n")
 
 
 def load(folder: Path) -> Checkpoint:
@@ -130,6 +143,7 @@ def read_config(folder: Path) -> Config:
         weights_sha256=_typed(raw, CONFIG, "weights_sha256", str),
         training=_typed(raw, CONFIG, "training", dict),
         decoder_sha256=_typed(raw, CONFIG, "decoder_sha256", str) if "decoder_sha256" in raw else None,
+        guidance=_guidance(raw) if "guidance" in raw else UNGUIDED,
     )
 
 
@@ -176,6 +190,16 @@ def _ladder(steps: list[Any]) -> tuple[int, ...]:
         limit = f"must be falling step counts in 1..{MAX_LADDER_STEPS}"
         raise CheckpointError(f"{CONFIG} ladder", f"{limit}, got {steps!r}")
     return tuple(steps)
+
+
+def _guidance(raw: dict[str, Any]) -> Guidance:
+    """By number of steps, each of which is a rung."""
+    weights, most = _typed(raw, CONFIG, "guidance", dict), _number(raw, CONFIG, "guidance_max", low=1, high=100)
+    rungs = {str(steps): steps for steps in _ladder(_typed(raw, CONFIG, "ladder", list))}
+    if not weights or not weights.keys() <= rungs.keys():
+        raise CheckpointError(f"{CONFIG} guidance", f"must have weights for steps of the ladder, got {list(weights)!r}")
+    by_steps = {rungs[key]: _number(weights, f"{CONFIG} guidance", key, low=1, high=most) for key in weights}
+    return Guidance.by_steps(by_steps)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

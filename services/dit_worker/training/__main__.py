@@ -15,12 +15,12 @@ from services.dit_worker.training import card, extractor, pictures
 from services.dit_worker.training.data import DataSet, digits
 from services.dit_worker.training.loop import Training, run
 from services.dit_worker.training.page import page
-from services.dit_worker.training.quality import Protocol, measure
+from services.dit_worker.training.quality import Protocol, best_guidance, measure
 from services.dit_worker.training.recipe import DIGITS, DIGITS_RECIPE, LADDER, SHAPES, SHAPES_RECIPE, Recipe
 from services.dit_worker.training.shapes.data_set import shapes_data
 
 EXTRACTOR_SEED = 0
-GUIDANCES = (1.5, 2.0)
+GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class Kind(StrEnum):
@@ -32,6 +32,7 @@ class Part(StrEnum):
     TRAIN = "train"
     JUDGE = "judge"
     EXPORT = "export"
+    GUIDE = "guide"
     MEASURE = "measure"
 
 
@@ -86,6 +87,8 @@ def main(
         train_judge(project)
     if only in (None, Part.EXPORT):
         export(project)
+    if only in (None, Part.GUIDE):
+        guide(project)
     if only in (None, Part.MEASURE):
         protocol = Protocol(seeds=noise_seeds, few_seeds=min(noise_seeds, FEW_SEEDS[data]))
         typer.echo(measured_page(project, protocol, other or []))
@@ -109,6 +112,18 @@ def export(project: Project) -> None:
     checkpoint.save(project.out, training.shipped(), draft)
 
 
+def guide(project: Project) -> None:
+    """The guidance that each rung is best with, into config.json; a model that was trained without any stays so."""
+    judge = extractor.load_extractor(project.out, project.judge)
+    config, network = checkpoint.load_weights(project.out)
+    if config.guidance_max == 1:
+        return
+    weights = [weight for weight in GUIDANCES if weight <= config.guidance_max]
+    chosen = best_guidance(network, judge, project.data, config.ladder, weights)
+    checkpoint.write_config(project.out, replace(config, guidance=chosen))
+    typer.echo(f"guidance by steps: {chosen.as_steps()}")
+
+
 def measured_page(project: Project, protocol: Protocol, others: Sequence[Path]) -> str:
     """Measures the shipped files, writes card.json, README.md and samples.png, and returns the page.
 
@@ -117,12 +132,11 @@ def measured_page(project: Project, protocol: Protocol, others: Sequence[Path]) 
     folder, data = project.out, project.data
     judge = extractor.load_extractor(folder, project.judge)
     config, network = checkpoint.load_weights(folder)
-    guidances = [weight for weight in GUIDANCES if weight <= config.guidance_max]
-    measured = measure(network, judge, data, protocol, config.ladder[0], guidances)
+    measured = measure(network, judge, data, protocol, config.ladder[0], config.guidance)
     content = card.card(folder, config, measured, judge, data)
     content["other_runs"] = [card.other_run(*checkpoint.load_weights(one), judge, data, protocol) for one in others]
     card.write(folder, content)
-    pictures.rung_sheet(network, config.ladder).save(folder / "samples.png")
+    pictures.rung_sheet(network, config.ladder, config.guidance).save(folder / "samples.png")
     return page(content)
 
 

@@ -24,10 +24,11 @@ def card(folder: Path, config: Config, measured: Measurement, extractor: Extract
         "weights_sha256": config.weights_sha256,
         "image": [topology.image_px, topology.image_px, topology.channels],
         "guidance_max": config.guidance_max,
+        "guidance": config.guidance.as_steps(),
         "rungs": [_rung(measured, steps, top=config.ladder[0]) for steps in config.ladder],
         "steps": {str(steps): _figure(figure) for steps, figure in measured.model.items()},
         "same_weights_euler": {str(steps): _figure(figure) for steps, figure in measured.euler.items()},
-        "guided_top_rung": {f"{weight:g}": _figure(figure) for weight, figure in measured.guided.items()},
+        "unguided": {str(steps): _figure(figure) for steps, figure in measured.unguided.items()},
         "floor_train_split": _figure(measured.floor),
         "class_gaussian_no_network": _figure(measured.gaussian),
         "class_means": _figure(measured.means),
@@ -56,7 +57,7 @@ def card(folder: Path, config: Config, measured: Measurement, extractor: Extract
 
 def other_run(config: Config, network: Dit, extractor: Extractor, data: DataSet, protocol: Protocol) -> dict[str, Any]:
     """What the card keeps of another training run."""
-    dfds = mean_dfds(network, extractor, data, protocol)
+    dfds = mean_dfds(network, extractor, data, protocol, config.guidance)
     return {
         "seed": config.training["seed"],
         "steps_done": config.training["steps_done"],

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from services.dit_worker.model.guidance import Guidance
+
 
 def page(content: dict[str, Any]) -> str:
     """The whole page, as Markdown."""
@@ -33,7 +35,7 @@ is being made.
 def _quality(content: dict[str, Any]) -> str:
     protocol, extractor = content["protocol"], content["extractor"]
     seeds, images = protocol["noise_seeds"], protocol["images_per_seed"]
-    few = "Euler and guidance take" if content["guided_top_rung"] else "Euler takes"
+    few = "Euler and what is not guided take" if content["unguided"] else "Euler takes"
     return f"""## Measured quality
 
 DFD: the Frechet distance between generated and held-out images on {extractor["features"]} standardised features of
@@ -42,8 +44,8 @@ It is **not FID** and compares with no published figure. Lower is better. Mean o
 images each, clamped as served; 95 % intervals from {protocol["bootstrap_resamples"]} bootstrap resamples of the
 held-out images and the seeds, centred on the mean. {few} the first {protocol["few_seeds"]} seeds.
 
-| steps (NFE) | DFD | 95 % interval | normalised quality | same weights, Euler |
-|---|---|---|---|---|
+| steps (NFE) | guidance | DFD | 95 % interval | normalised quality | not guided | same weights, Euler |
+|---|---|---|---|---|---|---|
 {_step_rows(content)}
 
 | for comparison | DFD | 95 % interval |
@@ -51,13 +53,13 @@ held-out images and the seeds, centred on the mean. {few} the first {protocol["f
 | floor: train images themselves | {_cells(content["floor_train_split"])} |
 | a Gaussian for each class, no network | {_cells(content["class_gaussian_no_network"])} |
 | the mean image of each class | {_cells(content["class_means"])} |
-{_guided_rows(content)}
+
 Paired differences (same noise, same labels): {_differences(content)}.
 Mean L2 distance to the nearest train image: {_nearest(content)}.
 The first {content["sample_of_seed_0"]["images"]} images of seed 0 alone, quick to reproduce: {_sample(content)}.
 
 Normalised quality is 1 - (DFD - DFD of the top rung) / (DFD of the Gaussian - DFD of the top rung), clipped
-to [0, 1]. The ladder is {_ladder(content)} steps. Guidance may be 1 to {content["guidance_max"]:g}.
+to [0, 1]. The ladder is {_ladder(content)} steps. {_guidance(content)}
 """
 
 
@@ -84,13 +86,24 @@ def _recipe(content: dict[str, Any]) -> str:
 
 
 def _step_rows(content: dict[str, Any]) -> str:
+    return "\n".join(_step_row(content, steps, figure) for steps, figure in content["steps"].items())
+
+
+def _step_row(content: dict[str, Any], steps: str, figure: dict[str, Any]) -> str:
     quality = {str(rung["steps"]): f"{rung['quality']:.3f}" for rung in content["rungs"]}
-    rows = (
-        f"| {steps} | {_cells(figure)} | {quality.get(steps, 'not a rung')} | "
-        f"{content['same_weights_euler'][steps]['dfd']:.3f} |"
-        for steps, figure in content["steps"].items()
-    )
-    return "\n".join(rows)
+    weight = Guidance.by_steps({int(key): value for key, value in content["guidance"].items()}).at(1 / int(steps), 0.0)
+    plain = content["unguided"].get(steps, figure)["dfd"]
+    euler = content["same_weights_euler"][steps]["dfd"]
+    rest = f"{quality.get(steps, 'not a rung')} | {plain:.3f} | {euler:.3f}"
+    return f"| {steps} | {weight:g} | {_cells(figure)} | {rest} |"
+
+
+def _guidance(content: dict[str, Any]) -> str:
+    if content["guidance_max"] == 1:
+        return "It is not guided."
+    return f"""Guidance is by the length of a step,
+as in the table, so that it stays one while the rest is planned anew; a caller may ask for any other from 1 to
+{content["guidance_max"]:g}. The table's weights were chosen on train images, with other noise."""
 
 
 def _cells(figure: dict[str, Any]) -> str:
@@ -132,12 +145,3 @@ def _sample(content: dict[str, Any]) -> str:
 def _knows(extractor: dict[str, Any]) -> str:
     accuracy = f"{extractor['held_out_accuracy']:.1%} of held-out classes right"
     return f"{accuracy}; it learnt {extractor['traits']} traits beside" if extractor["traits"] else accuracy
-
-
-def _guided_rows(content: dict[str, Any]) -> str:
-    top = content["rungs"][0]["steps"]
-    rows = (
-        f"| the model, {top} steps, guidance {weight} | {_cells(figure)} |\n"
-        for weight, figure in content["guided_top_rung"].items()
-    )
-    return "".join(rows)

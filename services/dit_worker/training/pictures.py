@@ -11,6 +11,7 @@ from torch import Tensor
 
 from services.dit_worker.encode import to_pixels
 from services.dit_worker.model.flow_map import FlowMap
+from services.dit_worker.model.guidance import UNGUIDED, Guidance
 from services.dit_worker.training.quality import generate
 
 SHEET_SEED, SHEET_ROWS, GUTTER_PX, SHEET_WIDTH_PX = 7, 4, 2, 1600
@@ -28,7 +29,7 @@ def plot_losses(log: Path, out: Path) -> None:
     figure.savefig(out, dpi=100)
 
 
-def rung_sheet(flow: FlowMap, ladder: tuple[int, ...], guidance: float = 1.0) -> Image.Image:
+def rung_sheet(flow: FlowMap, ladder: tuple[int, ...], guidance: Guidance = UNGUIDED) -> Image.Image:
     """A block for each rung, side by side: every class from the same noise."""
     labels = torch.arange(flow.topology.classes).repeat(SHEET_ROWS)
     blocks = [_block(generate(flow, labels, steps, SHEET_SEED, guidance), flow.topology.classes) for steps in ladder]

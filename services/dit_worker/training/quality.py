@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from services.dit_worker.model.flow_map import FlowMap
+from services.dit_worker.model.guidance import UNGUIDED, Guidance
 from services.dit_worker.sampler import finish, start
 from services.dit_worker.training.baselines import EulerFlow, class_gaussians, class_means
 from services.dit_worker.training.data import DataSet, Split
@@ -18,6 +19,7 @@ STEP_COUNTS = (1, 2, 4, 8)
 GENERATE_BATCH = 128
 NEAREST = 1024
 BOOTSTRAP_SEED = 20251121
+CHOOSING_SEEDS = (1000, 1001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,12 @@ class Figure:
 class Measurement:
     """Figures by step count or name, paired differences, and the mean pixel L2 distance to the nearest train image.
 
-    `guided`: at the top rung, by guidance weight. `sample`: the quick figure by step count.
+    All but `unguided` with the model's own guidance. `sample`: the quick figure by step count.
     """
 
     model: dict[int, Figure]
     euler: dict[int, Figure]
-    guided: dict[float, Figure]
+    unguided: dict[int, Figure]
     sample: dict[int, float]
     gaussian: Figure
     means: Figure
@@ -65,7 +67,7 @@ class Measurement:
     protocol: Protocol
 
 
-def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int, guidance: float = 1.0) -> Tensor:
+def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int, guidance: Guidance = UNGUIDED) -> Tensor:
     """One image a label as they would be served, clamped to [-1, 1]; [n, channels, height, width].
 
     Image i's noise is that of (seed, i), so every step count starts from the same noise.
@@ -77,46 +79,52 @@ def generate(flow: FlowMap, labels: Tensor, steps: int, seed: int, guidance: flo
 
 
 def measure(
-    flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol, top: int, guidances: Sequence[float]
+    flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol, top: int, guidance: Guidance
 ) -> Measurement:
     """Every figure of the card; minutes on one core at the default protocol. `top` is the ladder's best step count."""
     labels, train, few = data.labels, data.train, protocol.few_seeds
+    sample = labels[: protocol.sample]
     meter = _Meter(extractor, data, protocol)
-    model = {n: meter.over_seeds(partial(generate, flow, labels, n)) for n in STEP_COUNTS}
-    euler = {n: meter.over_seeds(partial(generate, EulerFlow(flow), labels, n), few) for n in STEP_COUNTS}
-    guided = {w: meter.over_seeds(partial(generate, flow, labels, top, guidance=w), few) for w in guidances}
+    guided, plain = partial(generate, guidance=guidance), partial(generate, flow, labels)
+    model = {n: meter.over_seeds(partial(guided, flow, labels, n)) for n in STEP_COUNTS}
+    euler = {n: meter.over_seeds(partial(guided, EulerFlow(flow), labels, n), few) for n in STEP_COUNTS}
+    unguided = {n: meter.over_seeds(partial(plain, n), few) for n in STEP_COUNTS if guidance != UNGUIDED}
     gaussian = meter.over_seeds(lambda seed: class_gaussians(train, labels, _seeded(seed)).clamp(-1, 1))
     return Measurement(
         model={n: spread.figure() for n, spread in model.items()},
         euler={n: spread.figure() for n, spread in euler.items()},
-        guided={w: spread.figure() for w, spread in guided.items()},
-        sample={n: sample_dfd(flow, extractor, data.held_out, labels[: protocol.sample], n) for n in STEP_COUNTS},
+        unguided={n: spread.figure() for n, spread in unguided.items()},
+        sample={n: sample_dfd(flow, extractor, data.held_out, sample, n, guidance) for n in STEP_COUNTS},
         gaussian=gaussian.figure(),
         means=meter.once(class_means(train, labels)).figure(),
         floor=meter.once(train.images).figure(),
         degradation={f"{n}-{top}": model[n].minus(model[top]) for n in STEP_COUNTS if n != top},
         nearest_train={
-            f"model, {top} steps": nearest(generate(flow, labels[:NEAREST], top, seed=0), train.images),
+            f"model, {top} steps": nearest(guided(flow, labels[:NEAREST], top, seed=0), train.images),
             "held-out images": nearest(data.held_out.images[:NEAREST], train.images),
         },
         protocol=protocol,
     )
 
 
-def mean_dfds(flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol) -> dict[int, float]:
+def mean_dfds(
+    flow: FlowMap, extractor: Extractor, data: DataSet, protocol: Protocol, guidance: Guidance
+) -> dict[int, float]:
     """The mean over all noise seeds by step count, without intervals: to set one training run beside another."""
     wanted = moments(extractor(data.held_out.images))
 
     def mean(steps: int) -> float:
-        found = [extractor(generate(flow, data.labels, steps, seed)) for seed in range(protocol.seeds)]
+        found = [extractor(generate(flow, data.labels, steps, seed, guidance)) for seed in range(protocol.seeds)]
         return sum(frechet(moments(features), wanted) for features in found) / len(found)
 
     return {steps: mean(steps) for steps in STEP_COUNTS}
 
 
-def sample_dfd(flow: FlowMap, extractor: Extractor, held_out: Split, labels: Tensor, steps: int) -> float:
+def sample_dfd(
+    flow: FlowMap, extractor: Extractor, held_out: Split, labels: Tensor, steps: int, guidance: Guidance
+) -> float:
     """DFD of seed 0's images of these labels alone: biased upwards, but seconds to reproduce."""
-    found, wanted = extractor(generate(flow, labels, steps, seed=0)), extractor(held_out.images)
+    found, wanted = extractor(generate(flow, labels, steps, 0, guidance)), extractor(held_out.images)
     return frechet(moments(found), moments(wanted))
 
 
@@ -133,6 +141,22 @@ def normalised(dfd: float, top: float, gaussian: float) -> float:
     if dfd > top >= gaussian:
         return 0.0
     return min(1.0, max(0.0, 1 - (dfd - top) / (gaussian - top) if dfd > top else 1.0))
+
+
+def best_guidance(
+    flow: FlowMap, extractor: Extractor, data: DataSet, ladder: Sequence[int], weights: Sequence[float]
+) -> Guidance:
+    """For each rung the weight that comes nearest to the train images, by noise that no figure is measured with.
+
+    Held-out images choose nothing.
+    """
+    wanted = moments(extractor(data.train.images))
+
+    def distance(steps: int, weight: float) -> float:
+        tries = [generate(flow, data.labels, steps, seed, Guidance.fixed(weight)) for seed in CHOOSING_SEEDS]
+        return sum(frechet(moments(extractor(images)), wanted) for images in tries)
+
+    return Guidance.by_steps({steps: min(weights, key=partial(distance, steps)) for steps in ladder})
 
 
 @dataclass(frozen=True, slots=True)

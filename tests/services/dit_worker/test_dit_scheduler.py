@@ -17,6 +17,7 @@ from services.dit_worker.encode import Format
 from services.dit_worker.engine import DitEngine
 from services.dit_worker.model.decoder import Latents, Pixels
 from services.dit_worker.model.dit import Dit
+from services.dit_worker.model.guidance import UNGUIDED, Guidance
 from services.dit_worker.model.vae import VaeDecoder, VaeShape
 from services.dit_worker.sample_group import ImagesSpec, Previews, SampleGroup
 from services.dit_worker.sampler import finish, start, step
@@ -41,7 +42,7 @@ def group(
     seed: int = 5,
     exact: str | None = None,
     *,
-    guidance: float = 1.0,
+    guidance: Guidance = UNGUIDED,
     form: Format = Format.FLOAT32,
     previews: bool = False,
 ) -> SampleGroup:
@@ -49,7 +50,8 @@ def group(
     level = common_pb2.ServiceLevel(exact=exact) if exact else common_pb2.ServiceLevel()
     ticket = Ticket(budget, read_wish(level, LADDER, common_pb2.KIND_IMAGE), budget.due_s)
     return SampleGroup(
-        ticket, ImagesSpec(tuple((seed + i) % 3 for i in range(count)), seed, guidance, form, 90, previews)
+        ticket,
+        ImagesSpec(tuple((seed + i) % 3 for i in range(count)), seed, guidance, form, 90, previews),
     )
 
 
@@ -190,7 +192,7 @@ mixes = st.lists(
         st.integers(1, 4),  # images
         st.sampled_from(["4", "2", "1"]),
         st.integers(0, 3),  # steps that others take before it comes
-        st.floats(1.0, 3.0),  # guidance
+        st.floats(1.0, 3.0).map(Guidance.fixed) | st.just(Guidance.by_steps({4: 1.2, 2: 1.7, 1: 2.5})),
         st.integers(0, 2**64 - 1),
     ),
     min_size=2,

@@ -11,7 +11,7 @@ from headway.policy import Greedy, Planned
 def test_with_exact_costs_nobody_who_was_admitted_is_late(load: float, max_batch: int) -> None:
     worker = VirtualWorker(max_batch)
     worker.serve(poisson(load, 700, seed=3))
-    assert worker.refused  # it was a load that somebody has to give way to
+    assert worker.refused or load < 1  # with more somebody has to give way
     assert len(worker.slack_ms) > 200
     assert min(worker.slack_ms) > -1e-6
 

@@ -13,6 +13,7 @@ from headway.running_step import RunningStep, begin
 from headway.ticket import Ticket
 from headway.v1 import common_pb2
 from services.dit_worker.encode import Format
+from services.dit_worker.model.guidance import UNGUIDED
 from services.dit_worker.sample_group import ImagesSpec, SampleGroup
 from services.dit_worker.scheduler import DitScheduler, ImageCosts
 
@@ -42,7 +43,7 @@ class VirtualWorker:
     def arrive(self, now_s: float, items: int, deadline_s: float) -> None:
         wish = Wish(common_pb2.PRIORITY_NORMAL, RUNGS, exact=False, floored=False, target_s=None)
         ticket = Ticket(Budget(now_s, now_s + deadline_s, 0.0), wish, now_s + deadline_s)
-        work = SampleGroup(ticket, ImagesSpec((0,) * items, 1, 1.0, Format.RAW, 90))
+        work = SampleGroup(ticket, ImagesSpec((0,) * items, 1, UNGUIDED, Format.RAW, 90))
         jobs = [each.ticket.choice.job for each in self.works.values() if each.ticket.choice is not None]
         setting = self.setting(now_s)
         if self.running is not None:

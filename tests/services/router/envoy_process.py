@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headway.cli.up import with_free_port
 
-FILE = Path(__file__).parents[3] / "deploy" / "envoy" / "envoy.yaml"
+FOLDER = Path(__file__).parents[3] / "deploy" / "envoy"
+FILE = FOLDER / "envoy.yaml"
+PICKING = FOLDER / "endpoint-picker.yaml"
 
 
 def binary() -> str | None:
@@ -44,9 +46,9 @@ class Envoy:
             await asyncio.sleep(0.05)  # written by another process, now and then
 
 
-def configured(listen: str, upstreams: list[str]) -> dict[str, Any]:
+def configured(file: Path, listen: str, upstreams: list[str]) -> dict[str, Any]:
     """Our file with a listener at `listen` before `upstreams`."""
-    config: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["admin"]["address"]["socket_address"]["port_value"] = 0
     listener, cluster = config["static_resources"]["listeners"][0], config["static_resources"]["clusters"][0]
     listener["address"]["socket_address"] = _socket(listen)
@@ -61,13 +63,15 @@ def _socket(address: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def envoy(folder: Path, *upstreams: str, change: Any = lambda config: None) -> AsyncIterator[Envoy]:
+async def envoy(
+    folder: Path, *upstreams: str, file: Path = FILE, change: Any = lambda config: None
+) -> AsyncIterator[Envoy]:
     """Envoy before `upstreams` while the block runs; `change` mutates the configuration first."""
     program = binary()
     assert program is not None
     listen = with_free_port("127.0.0.1:0")
     path, log = folder / f"{listen.rpartition(':')[2]}.yaml", folder / f"{listen.rpartition(':')[2]}.log"
-    config = configured(listen, list(upstreams))
+    config = configured(file, listen, list(upstreams))
     change(config)
     path.write_text(yaml.safe_dump(config))
     with log.open("wb") as out:

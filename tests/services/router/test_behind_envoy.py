@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import http.client
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from envoy_process import FILE, binary, envoy
+from grpc_web import grpc_web
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.requests import images_request, service_level, text_request
@@ -180,38 +180,13 @@ async def test_a_browser_calls_in_grpc_web_and_only_from_where_it_may(mesh: Any,
     worker = await mesh.worker()
     await mesh.router(worker)
     async with envoy(tmp_path, mesh.router_address) as front:
-        status, body, trailers = await asyncio.to_thread(_grpc_web, front.address, images_request(3))
+        status, body, trailers = await asyncio.to_thread(grpc_web, front.address, images_request(3))
         assert status == 200
         messages = [image_pb2.GenerateImagesResponse.FromString(frame) for frame in body]
         assert [message.WhichOneof("part") for message in messages] == ["plan", *["batch"] * 4, "summary"]
         assert (trailers["grpc-status"], trailers["headway-rung"]) == ("0", "4")
         for origin, allowed in (("http://localhost:3001", "http://localhost:3001"), ("http://elsewhere", None)):
             assert await asyncio.to_thread(_preflight, front.address, origin) == allowed
-
-
-def _grpc_web(address: str, request: Any) -> tuple[int, list[bytes], dict[str, str]]:
-    """One call as a browser makes it, over HTTP/1.1: status, messages and trailers."""
-    connection = http.client.HTTPConnection(address, timeout=10)
-    raw = request.SerializeToString()
-    body = b"\0" + struct.pack(">I", len(raw)) + raw
-    headers = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", "grpc-timeout": "9S"}
-    connection.request("POST", "/headway.v1.ImageGeneration/Generate", body, headers)
-    response = connection.getresponse()
-    frames = _frames(response.read())
-    connection.close()
-    messages = [payload for kind, payload in frames if kind == 0]
-    (trailer,) = [payload for kind, payload in frames if kind == 0x80]
-    pairs = (line.split(":", 1) for line in trailer.decode().split("\r\n") if line)
-    return response.status, messages, {name.lower(): value.strip() for name, value in pairs}
-
-
-def _frames(data: bytes) -> list[tuple[int, bytes]]:
-    frames = []
-    while data:
-        kind, size = data[0], struct.unpack(">I", data[1:5])[0]
-        frames.append((kind, data[5 : 5 + size]))
-        data = data[5 + size :]
-    return frames
 
 
 def _preflight(address: str, origin: str) -> str | None:

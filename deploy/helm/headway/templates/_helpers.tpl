@@ -124,6 +124,13 @@ timeoutSeconds: 3
 {{- join "," $found }}
 {{- end }}
 
+{{/* Takes a pool: its workers' kinds, comma-separated. */}}
+{{- define "headway.kinds" -}}
+{{- $kinds := list }}
+{{- range .workers }}{{ $kinds = append $kinds .kind }}{{ end }}
+{{- join "," $kinds }}
+{{- end }}
+
 {{/* Whether the chart runs the store itself: "true" or nothing. */}}
 {{- define "headway.ownRedis" -}}
 {{- if and .Values.redis.url .Values.redis.urlSecret.name }}{{ fail "redis: set url or urlSecret.name, not both" }}{{ end }}

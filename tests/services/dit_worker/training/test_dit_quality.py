@@ -47,7 +47,9 @@ def _distance(extractor, data, images) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_the_samples_figures_are_the_cards(steps, card, shipped, data, extractor):
     sample = card["sample_of_seed_0"]
-    found = sample_dfd(shipped.network, extractor, data.held_out, data.labels[: sample["images"]], steps)
+    found = sample_dfd(
+        shipped.network, extractor, data.held_out, data.labels[: sample["images"]], steps, shipped.config.guidance
+    )
     assert found == pytest.approx(sample["dfd"][str(steps)], abs=SAME_FILES)
 
 

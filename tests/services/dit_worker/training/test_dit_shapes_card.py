@@ -43,7 +43,7 @@ def pictures():
 def test_the_samples_figures_are_the_cards(steps, card, shipped, extractor, pictures):
     sample = card["sample_of_seed_0"]
     labels = torch.arange(sample["images"]) % shipped.config.topology.classes
-    found = sample_dfd(shipped.network, extractor, pictures, labels, steps)
+    found = sample_dfd(shipped.network, extractor, pictures, labels, steps, shipped.config.guidance)
     assert found == pytest.approx(sample["dfd"][str(steps)], rel=SAME_FILES)
 
 
@@ -51,7 +51,7 @@ def test_the_samples_figures_are_the_cards(steps, card, shipped, extractor, pict
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_whole_seeds_figure_is_the_cards(steps, card, shipped, extractor, pictures):
     labels = torch.arange(GENERATED) % shipped.config.topology.classes
-    images = generate(shipped.network, labels, steps, seed=1)
+    images = generate(shipped.network, labels, steps, 1, shipped.config.guidance)
     found = frechet(moments(extractor(images)), moments(extractor(pictures.images)))
     assert found == pytest.approx(card["steps"][str(steps)]["per_seed"][1], rel=SAME_FILES)
 
