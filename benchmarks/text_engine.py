@@ -104,10 +104,15 @@ class _Alone:
 
     def rest(self) -> None: ...
 
-    def declare(self, demand: Several[tuple[float, float]]) -> None: ...
+    def hurry(self, due_s: float) -> None: ...
+
+    def declare(self, demand: Several[tuple[float, float]], *, step_end_s: float | None = None) -> None: ...
 
     def others(self) -> tuple[tuple[float, float], ...]:
         return ()
+
+    @property
+    def busy_until_s(self) -> None: ...
 
     def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None:
         assert isinstance(batch, TextBatch)

@@ -98,9 +98,18 @@ class Device(Protocol):
     def rest(self) -> None:
         """Gives a kept lease back."""
 
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
+    def hurry(self, due_s: float) -> None:
+        """Asks anew where a lease is waited for and this is due earlier; from any thread."""
 
-    def others(self) -> tuple[tuple[float, float], ...]: ...
+    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None:
+        """Tells others what is to come, and when the step should end that has begun under the lease."""
+
+    def others(self) -> tuple[tuple[float, float], ...]:
+        """What others have to do, by deadline."""
+
+    @property
+    def busy_until_s(self) -> float | None:
+        """When the step of another that runs now should end; None when none is known to run."""
 
 
 class Observer(Protocol):

@@ -15,26 +15,24 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from headway.cost import Cost, LearnedScale
 from headway.deadline import Clock
-from headway.engine import Batch, Device, Engine, Observer, Pulse, Scheduler, Snapshot, W
+from headway.engine import Batch, Device, Engine, Lease, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
 from headway.host_speed import HostSpeed
 from headway.jobs import demand_of
-from headway.planning import Choice, Job, QueuePlan, Setting
+from headway.planning import Job, QueuePlan, Setting
 from headway.policy import Planned, Policy
+from headway.promises import Promises, share_of_target
 from headway.running_step import RunningStep, begin
 from headway.ticket import Event, Finished, Ticket
-from headway.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
 _IDLE_WAIT_S = 0.05
-_DECLARE_EVERY_S = 0.02
 _FIRST_PULSE_S, _LAST_PULSE_S = 0.25, 30.0
 """Pauses between two pulses of a worker at rest: from the first, doubled while it is steady, up to the last."""
 _PULSE_PATIENCE_S = 60.0
@@ -61,11 +59,8 @@ class EngineLoop(Generic[W]):
         self._clock, self._device, self._observer = clock, device, observer
         self._works: dict[int, W] = {}
         self._host = HostSpeed()
-        self._stretch = LearnedScale()
-        """How much longer answers take than was predicted from what was admitted: for work that comes later and is more
-        urgent. Part of what callers are told, and not of admission, because urgency protects their deadlines."""
+        self._promises = Promises()
         self._changed = threading.Condition()
-        self._declared_s = -math.inf
         self._step_ended_s: float | None = None  # None when the engine was idle since
         self._running: RunningStep | None = None
         self._pulse, self._pulse_pause_s = pulse, _FIRST_PULSE_S
@@ -76,6 +71,7 @@ class EngineLoop(Generic[W]):
         self._draining = False
         self._series = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._name = name
         self._thread = threading.Thread(target=self._main, name=f"{name}-engine", daemon=True)
         self._next_change = asyncio.Event()
 
@@ -146,10 +142,12 @@ class EngineLoop(Generic[W]):
         self._asked(work, self.policy.check)  # without the lock: a no need not wait for the engine's plan to be made
         with self._changed:
             plan, setting = self._asked(work, self.policy.admit)
-            self._promise(ticket, plan[ticket.key], setting)
+            choice = plan[ticket.key]
+            self._promises.make(ticket, choice, setting, self.policy.reason(choice, setting, ticket.wish))
             self._works[ticket.key] = work
             self._follow(plan)
-            self._declare(plan, setting)
+            self._device.declare(demand_of(plan, setting))
+            self._device.hurry(ticket.budget.due_s - setting.kept_s)
             self._changed.notify_all()
         self._tell_watchers()
 
@@ -162,7 +160,8 @@ class EngineLoop(Generic[W]):
         planned, job, running = self._planned_jobs(), self._scheduler.job(work, now_s), self._running
         setting = self._setting(now_s, others=len(planned))
         if running is not None:
-            planned, setting = running.jobs(planned), replace(setting, busy_ms=running.busy_ms(now_s))
+            busy_ms = max(running.busy_ms(now_s), setting.busy_ms)  # one of them: a device runs one step at a time
+            planned, setting = running.jobs(planned), replace(setting, busy_ms=busy_ms)
         try:
             return ask(planned, job, setting, reserve_ms=ticket.budget.reserve_s * 1000), setting
         except Refused:
@@ -170,9 +169,15 @@ class EngineLoop(Generic[W]):
             raise
 
     def _setting(self, now_s: float, *, others: int) -> Setting:
-        """What is planned with; alone on the worker, a caller may cut its deadline as fine as it likes."""
+        """What is planned with; alone on the device, a caller may cut its deadline as fine as it likes."""
         setting = self._scheduler.setting(now_s, self._device.others(), self._host.scale)
-        return replace(setting, stall_ms=self._host.stall_ms) if others else setting
+        setting = replace(setting, busy_ms=self._foreign_busy_ms(now_s))
+        return replace(setting, stall_ms=self._host.stall_ms) if others or setting.foreign else setting
+
+    def _foreign_busy_ms(self, now_s: float) -> float:
+        """What is left of the step that another worker runs on the device; one that is overdue may end any moment."""
+        until_s = self._device.busy_until_s
+        return 0.0 if until_s is None else max(0.0, until_s - now_s) * 1000
 
     def _doubt(self, now_s: float) -> None:
         """After a refusal with nothing admitted: is the host still as slow as it was?"""
@@ -180,18 +185,6 @@ class EngineLoop(Generic[W]):
             with self._changed:
                 self._doubted, self._pulse_pause_s = True, _FIRST_PULSE_S
                 self._changed.notify_all()
-
-    def _promise(self, ticket: Ticket, choice: Choice, setting: Setting) -> None:
-        ticket.admitted_s, ticket.predicted = setting.now_s, choice.finish + Cost(setting.overhead_ms)
-        told, most_ms = ticket.predicted.scaled(self._stretch.value), ticket.budget.total_s * 1000
-        ticket.plan = common_pb2.Plan(
-            rung=choice.option.rung.to_proto(),
-            reason=self.policy.reason(choice, setting, ticket.wish),
-            steps=max(1, choice.option.load.steps_left),
-            budget_ms=ticket.budget.total_s * 1000,
-            predicted_p50_ms=min(told.quantile_ms(0.5), most_ms),
-            predicted_p99_ms=min(told.quantile_ms(0.99), most_ms),
-        )
 
     # --- shared, under the lock
 
@@ -208,11 +201,6 @@ class EngineLoop(Generic[W]):
         for key, choice in plan.items():
             if key in self._works:
                 self._works[key].ticket.choice = choice
-
-    def _declare(self, plan: QueuePlan, setting: Setting) -> None:
-        """Tells the device's other workers what is to come here and by when."""
-        self._device.declare(demand_of(plan, setting.foreign))
-        self._declared_s = setting.now_s
 
     # --- the engine's thread
 
@@ -239,16 +227,44 @@ class EngineLoop(Generic[W]):
                     self._send(self._end_all(Draining("the worker stopped", retry_after_s=1.0)))
                     return
                 admitted = len(self._works)
-                events, batch, due_s = self._decide()
-                dropped = admitted - len(self._works)
-                if batch is None and not dropped:
+                events, due_s = self._ask()
+            if due_s is None or len(self._works) < admitted:
+                self._send(events)
+            if due_s is not None and not self._turn(due_s):
+                with self._changed:
                     self._device.rest()
                     self._step_ended_s = None
                     self._changed.wait(_IDLE_WAIT_S)
-            if dropped:
+
+    def _ask(self) -> tuple[list[tuple[Ticket, Event]], float | None]:
+        """What to send, and by when a step must begin; None when nothing is left to do."""
+        now_s = self._clock()
+        events = self._drop_gone(now_s)
+        if not self._works:
+            return events, None
+        due_s = min(work.ticket.budget.due_s for work in self._works.values())
+        return events, due_s - self._setting(now_s, others=len(self._works) - 1).kept_s
+
+    def _turn(self, due_s: float) -> bool:
+        """One step, decided when the device is granted, as more urgent work may have come. False when none is ready.
+
+        The lease is kept, and the next step is planned under it: see `headway.device`.
+        """
+        asked_s = self._clock()
+        with self._device.lease(due_s=due_s, label=self._name, keep=True) as lease:
+            granted_s = self._clock()
+            with self._changed:
+                events, batch = self._decide()
+            if events:
                 self._send(events)
-            if batch is not None:
-                self._step(batch, due_s)
+            if batch is None:
+                return False
+            # Planning and applying between two steps is time that passes for everyone: it counts as the step's.
+            between_s = 0.0
+            if self._step_ended_s is not None:
+                between_s = asked_s - self._step_ended_s + self._clock() - granted_s
+            self._step(batch, between_s, lease)
+        return True
 
     def _await_work(self) -> bool:
         """Waits until there is something to do; False when it is time for a pulse."""
@@ -257,18 +273,24 @@ class EngineLoop(Generic[W]):
                 return True
             self._device.rest()
             self._step_ended_s = None
-            pause_s = None if self._pulse is None else self._pulse_pause_s
-            return self._changed.wait_for(lambda: bool(self._works) or self._stopping or self._doubted, pause_s) and (
-                not self._doubted
-            )
+            waits = math.inf if self._pulse is None else math.ceil(self._pulse_pause_s / _IDLE_WAIT_S)
+            while not self._changed.wait_for(lambda: self._works or self._stopping or self._doubted, _IDLE_WAIT_S):
+                self._device.others()  # what is not read piles up, and is old when it is asked for
+                waits -= 1
+                if waits <= 0:
+                    return False
+            return not self._doubted
 
     def _take_pulse(self) -> None:
         """Runs the pulse's step once, unless work came; rarely when it is as expected, soon again when it is not."""
         assert self._pulse is not None
         with self._device.lease(due_s=self._clock() + _PULSE_PATIENCE_S, label="pulse"):
-            if self._works:
-                return
             start_s = self._clock()
+            with self._changed:
+                if self._works:
+                    return
+                pulse_ms = self._pulse.predicted.scaled(self._host.scale).mean_ms
+                self._device.declare((), step_end_s=start_s + pulse_ms / 1000)
             self._pulse.run()
             ratio = (self._clock() - start_s) * 1000 / self._pulse.predicted.mean_ms
         with self._changed:
@@ -277,20 +299,28 @@ class EngineLoop(Generic[W]):
             self._doubted, self._pulsed_s = False, self._clock()
         self._send(())  # those who watch are told what steps cost now
 
-    def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None, float]:
-        """Plans anew; returns what to send, the next step, and the latest time at which it may begin."""
+    def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None]:
+        """Plans anew; returns what to send, and the next step, which begins now."""
         now_s = self._clock()
         events = self._drop_gone(now_s)
         jobs, scale = self._jobs(now_s), self._host.scale
         setting = self._setting(now_s, others=len(jobs) - 1)
         plan = self.policy.plan(jobs, setting)
         self._follow(plan)
-        self._running = None
-        if now_s - self._declared_s >= _DECLARE_EVERY_S:
-            self._declare(plan, setting)
         works = [self._works[key] for key in self.policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, scale) if works else None
-        return events, batch, math.inf if batch is None else _due_s(batch)
+        self._running = None if batch is None else begin(batch, self._clock(), scale.mean_ms)
+        self._tell_device(plan, setting)
+        return events, batch
+
+    def _tell_device(self, plan: QueuePlan, setting: Setting) -> None:
+        """Tells the device's other workers what is to come here by when, and when the step should end that begins."""
+        running = self._running
+        if running is None:
+            self._device.declare(demand_of(plan, setting))
+        else:
+            demand = demand_of(plan, setting, running_ms=running.predicted_ms)
+            self._device.declare(demand, step_end_s=running.end_s)
 
     def _drop_gone(self, now_s: float) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = []
@@ -299,33 +329,24 @@ class EngineLoop(Generic[W]):
                 self._remove(work)
             elif work.ticket.budget.remaining_s(now_s) <= 0:
                 events.append((work.ticket, Expired("the deadline passed before the work was done")))
-                self.policy.ended(_share_of_target(work.ticket, now_s))
+                self.policy.ended(share_of_target(work.ticket, now_s))
                 self._remove(work)
         return events
 
-    def _step(self, batch: Batch[W], due_s: float) -> None:
-        asked_s = self._clock()
-        # Planning and applying between two steps is time that passes for everyone: it counts as the step's.
-        between_s = 0.0 if self._step_ended_s is None else asked_s - self._step_ended_s
-        self._step_ended_s = None
+    def _step(self, batch: Batch[W], between_s: float, lease: Lease) -> None:
+        start_s = self._clock()
+        for work in batch.works:
+            work.ticket.started_s = work.ticket.started_s or start_s
         try:
-            with self._device.lease(due_s=due_s, label=batch.stage, keep=True) as lease:
-                start_s = self._clock()
-                self._running = begin(batch, start_s, self._host.scale.mean_ms)
-                for work in batch.works:
-                    work.ticket.started_s = work.ticket.started_s or start_s
-                result = self._engine.run(batch)
-                end_s = self._running.end_s = self._clock()
+            result = self._engine.run(batch)
         except Exception as error:  # one bad batch must not end the worker
             log.exception("a %s step failed", batch.stage)
-            failure = Failed(f"the engine failed in {batch.stage}: {type(error).__name__}")
-            with self._changed:
-                failed: list[tuple[Ticket, Event]] = [(work.ticket, failure) for work in batch.works]
-                self._running = None
-                self._take_out(failed)
-            self._send(failed)
+            self._fail(batch, Failed(f"the engine failed in {batch.stage}: {type(error).__name__}"))
             return
+        end_s = self._clock()
         with self._changed:
+            if self._running is not None:
+                self._running.end_s = end_s
             events = self._engine.apply(batch, result, end_s)
             self._host.stepped(batch.predicted, (end_s - start_s + between_s) * 1000)
             self._take_out(events)
@@ -334,22 +355,22 @@ class EngineLoop(Generic[W]):
         self._observer.stepped(batch, (end_s - start_s) * 1000, queued, lease)
         self._send(events)
 
+    def _fail(self, batch: Batch[W], failure: Failed) -> None:
+        failed: list[tuple[Ticket, Event]] = [(work.ticket, failure) for work in batch.works]
+        with self._changed:
+            self._running = self._step_ended_s = None
+            self._take_out(failed)
+        self._send(failed)
+
     def _take_out(self, events: Sequence[tuple[Ticket, Event]]) -> None:
         for ticket, event in events:
             if isinstance(event, Finished | HeadwayError) and ticket.key in self._works:
                 if isinstance(event, Finished):
                     now_s = self._clock()
-                    self._learn_stretch(ticket)
-                    self.policy.ended(_share_of_target(ticket, now_s))
+                    self._promises.kept(ticket, now_s)
+                    self.policy.ended(share_of_target(ticket, now_s))
                     self._observer.finished(ticket, now_s)
                 self._remove(self._works[ticket.key])
-
-    def _learn_stretch(self, ticket: Ticket) -> None:
-        """A text that ended by itself, or an image at fewer steps, is held to its share of the prediction."""
-        assert ticket.plan is not None
-        share = min(1.0, ticket.steps_executed / ticket.plan.steps)
-        actual_ms = (self._clock() - ticket.admitted_s) * 1000
-        self._stretch.observe(predicted_ms=ticket.predicted.mean_ms * share, actual_ms=actual_ms)
 
     def _end_all(self, error: HeadwayError) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = [(work.ticket, error) for work in self._works.values()]
@@ -381,21 +402,14 @@ class EngineLoop(Generic[W]):
         with self._changed:
             now_s = self._clock()
             setting = self._scheduler.setting(now_s, (), self._host.scale)
+            self._device.others()
+            busy_ms = self._foreign_busy_ms(now_s)  # what is admitted here has the step in it that runs here
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
-            return Snapshot(now_s, replace(setting, foreign=()), tuple(choices), len(self._works), self._draining)
+            return Snapshot(
+                now_s, replace(setting, foreign=(), busy_ms=busy_ms), tuple(choices), len(self._works), self._draining
+            )
 
 
 def _draining() -> Draining:
     return Draining("the worker drains and takes nothing new", retry_after_s=1.0)
-
-
-def _share_of_target(ticket: Ticket, now_s: float) -> float:
-    """The time since the call came over the time that its answer was wanted in."""
-    arrival_s = ticket.budget.arrival_s
-    return (now_s - arrival_s) / max(ticket.target_s - arrival_s, 1e-6)
-
-
-def _due_s(batch: Batch[Any]) -> float:
-    """When the most urgent work of a step is due."""
-    return min((work.ticket.budget.due_s for work in batch.works), default=math.inf)

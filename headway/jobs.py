@@ -52,6 +52,11 @@ class Setting:
     overhead_ms: float = 0.0
     """Host time between the last step and the answer (encoding not in the load, bookkeeping); added once."""
 
+    @property
+    def kept_s(self) -> float:
+        """Between the end of a request's last step and its deadline at least."""
+        return (self.overhead_ms + self.stall_ms) / 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -74,15 +79,22 @@ QueuePlan = dict[int, Choice]
 DEMAND_BUCKETS = 16
 
 
-def demand_of(plan: QueuePlan, foreign: Foreign) -> list[tuple[float, float]]:
+def demand_of(plan: QueuePlan, setting: Setting, *, running_ms: float = 0.0) -> list[tuple[float, float]]:
     """What a plan has still to do, for others on the device: (due, monotonic s; device ms), earliest first.
 
-    `foreign` is what it was planned behind. At most `DEMAND_BUCKETS` rows: the last holds all that is due later. Pure.
+    As much as admission counts on, and due with the time that is kept free behind it. `setting` is what it was planned
+    with; `running_ms` of it are in a step that has begun, of which others are told beside this. At most
+    `DEMAND_BUCKETS` rows: where there are more, those that are due nearly together are one, due with the first. Pure.
     """
-    rows, before_ms = list[tuple[float, float]](), 0.0
+    rows, before_ms = list[tuple[float, float]](), running_ms
     for choice in plan.values():
-        own_ms = choice.finish.mean_ms - ahead_ms(choice.job.due_s, foreign)
-        rows.append((choice.job.due_s, max(0.0, own_ms - before_ms)))
-        before_ms = max(before_ms, own_ms)
-    head, tail = rows[: DEMAND_BUCKETS - 1], rows[DEMAND_BUCKETS - 1 :]
-    return [*head, (tail[0][0], sum(work_ms for _, work_ms in tail))] if tail else head
+        due_s = choice.job.due_s - setting.kept_s
+        finish_ms = choice.finish.quantile_ms(setting.admission_quantile)
+        own_ms = finish_ms - setting.busy_ms - ahead_ms(due_s, setting.foreign)
+        if own_ms > before_ms:  # else it shares the steps of those before it
+            rows.append((due_s, own_ms - before_ms))
+            before_ms = own_ms
+    while len(rows) > DEMAND_BUCKETS:
+        place = min(range(1, len(rows)), key=lambda place: rows[place][0] - rows[place - 1][0])
+        rows[place - 1 : place + 1] = [(rows[place - 1][0], rows[place - 1][1] + rows[place][1])]
+    return rows

@@ -96,7 +96,7 @@ def at_present(own: Cost, due_s: float, setting: Setting) -> Cost:
 
     That is the step that runs now, and foreign work that is due earlier.
     """
-    return own.scaled(setting.scale) + Cost(setting.busy_ms + ahead_ms(due_s, setting.foreign))
+    return own.scaled(setting.scale) + Cost(setting.busy_ms + ahead_ms(due_s - setting.kept_s, setting.foreign))
 
 
 def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
@@ -121,16 +121,21 @@ def _broken_by(admitted: Sequence[Job], job: Job, together: QueueModel) -> str |
     late = dict(zip((one.key for one in together.order), together.admission_lateness_ms(), strict=True))
     if late[job.key] > 0:
         return f"it would be {late[job.key]:.0f} ms late behind {len(admitted)} admitted requests"
-    foreign_after = _late_foreign(together)
-    if max(late.values()) <= 0 and not foreign_after:
+    if max(late.values()) <= 0 and max(together.foreign_lateness_ms(), default=0.0) <= 0:
         return None
     before = QueueModel(admitted, together.setting)
     broken = sum(late[key] > most_ms for key, most_ms in _most_late_ms(before).items())
     if broken:
         return f"it would make {broken} admitted requests late"
-    if foreign_after > _late_foreign(before):
+    if _breaks_foreign(before, together):
         return "it would make admitted work of another worker on the device late"
     return None
+
+
+def _breaks_foreign(before: QueueModel, together: QueueModel) -> bool:
+    """Whether foreign work comes late, or later than it would without the newcomer; what is lost does not count."""
+    rows = zip(before.foreign_lateness_ms(), together.foreign_lateness_ms(), together.foreign_late_ms, strict=True)
+    return any(after_ms > max(0.0, ms) + _ROUNDING_MS for ms, after_ms, alone_ms in rows if alone_ms <= 0)
 
 
 def _most_late_ms(model: QueueModel) -> dict[int, float]:
@@ -143,25 +148,6 @@ def _most_late_ms(model: QueueModel) -> dict[int, float]:
         job.key: math.inf if surely_ms > 0 else max(0.0, late_ms) + _ROUNDING_MS
         for job, late_ms, surely_ms in zip(model.order, late, surely, strict=True)
     }
-
-
-def _late_foreign(model: QueueModel) -> int:
-    """How many of the other workers' declared loads would be late, with every job here at its lowest rung.
-
-    On one device all work that is due up to a time must fit in before it, whoever it belongs to.
-    """
-    setting = model.setting
-    if not setting.foreign:
-        return 0
-    means, _ = model.finish(model.bottom)
-    late, place, own_ms, foreign_ms = 0, 0, 0.0, 0.0
-    for due_s, work_ms in sorted(setting.foreign):
-        foreign_ms += work_ms
-        while place < len(means) and model.order[place].due_s <= due_s:
-            own_ms = max(own_ms, means[place])
-            place += 1
-        late += setting.busy_ms + own_ms * setting.scale.mean_ms + foreign_ms > (due_s - setting.now_s) * 1000
-    return late
 
 
 def _lowers_high(admitted: Sequence[Job], plan: QueuePlan, setting: Setting) -> bool:

@@ -21,6 +21,11 @@ class QueueModel:
         self.order = sorted(jobs, key=_due_s)
         self.setting = setting
         self.bottom = [len(job.options) - 1 for job in self.order]
+        self._ready_s = [job.due_s - setting.kept_s for job in self.order]
+        """When the last step of each job must be over."""
+        self._rows = sorted(setting.foreign)
+        self.foreign_late_ms = self._foreign_late_ms()
+        """How late each row of foreign work is with nothing done here, by deadline."""
         self.ahead_ms = [setting.busy_ms + foreign_ms for foreign_ms in self._foreign_ms()]
         """What passes for each job beside this worker's queue: the step that runs now, and foreign work due earlier."""
         now_s, overhead_ms = setting.now_s, setting.overhead_ms
@@ -29,6 +34,8 @@ class QueueModel:
             ahead_ms - (job.due_s - now_s) * 1000 for job, ahead_ms in zip(self.order, fixed_ms, strict=True)
         ]
         """What must still be added to a finish to have its lateness; ms."""
+        self.by_foreign = self._by_foreign()
+        """The same for the tightest foreign deadline that the job goes before; minus infinity where there is none."""
         self.by_target = [
             ahead_ms - (job.target_s - now_s) * 1000 for job, ahead_ms in zip(self.order, fixed_ms, strict=True)
         ]
@@ -36,14 +43,31 @@ class QueueModel:
 
     def _foreign_ms(self) -> list[float]:
         """Foreign work that is due earlier, for each job."""
-        rows, ahead_ms, found = sorted(self.setting.foreign), 0.0, []
+        rows, ahead_ms, found = self._rows, 0.0, []
         place = 0
-        for job in self.order:
-            while place < len(rows) and rows[place][0] < job.due_s:
+        for ready_s in self._ready_s:
+            while place < len(rows) and rows[place][0] < ready_s:
                 ahead_ms += rows[place][1]
                 place += 1
             found.append(ahead_ms)
         return found
+
+    def _foreign_late_ms(self) -> list[float]:
+        spent_ms, found = self.setting.busy_ms, list[float]()
+        for due_s, work_ms in self._rows:
+            spent_ms += work_ms
+            found.append(spent_ms - (due_s - self.setting.now_s) * 1000)
+        return found
+
+    def _by_foreign(self) -> list[float]:
+        """Foreign work waits for what is due before it here. What is late whatever is done here, is not waited for."""
+        rows = [row for row, late_ms in enumerate(self.foreign_late_ms) if late_ms <= 0]
+        most_ms, found = -math.inf, list[float]()
+        for ready_s in reversed(self._ready_s):
+            while rows and self._rows[rows[-1]][0] >= ready_s:
+                most_ms = max(most_ms, self.foreign_late_ms[rows.pop()])
+            found.append(most_ms)
+        return found[::-1]
 
     def finish(self, levels: Sequence[int]) -> tuple[list[float], list[float]]:
         """Mean and variance of each job's finish, as calibrated, from now."""
@@ -63,10 +87,10 @@ class QueueModel:
         """How late each job is for `limits` as rungs are judged, or for its deadline as admission is, if that is more.
 
         By its deadline a job may still be lowered when it has begun, which does not win back all that a lower rung
-        saves: that is its credit.
+        saves: that is its credit. Others' deadlines on the device are kept as planned, because they count on it.
         """
         means, variances = self.finish(levels)
-        setting, by_due, stall_ms = self.setting, self.by_due, self.setting.stall_ms
+        setting, by_due, by_foreign, stall_ms = self.setting, self.by_due, self.by_foreign, self.setting.stall_ms
         factor, own, common = _factors(setting)
         z_rung, z_admission, sqrt = z_of(setting.rung_quantile), z_of(setting.admission_quantile), math.sqrt
         late = []
@@ -74,10 +98,11 @@ class QueueModel:
             spread = sqrt(var * own + mean * mean * common)
             mean *= factor
             as_rung = mean + z_rung * spread + limits[index]
-            as_admitted = mean + z_admission * spread + stall_ms + by_due[index]
+            own_ms = mean + z_admission * spread
+            as_admitted = own_ms + stall_ms + by_due[index]
             if as_admitted > 0 and as_admitted > as_rung:
                 as_admitted -= self._credit_ms(index, levels[index])
-            late.append(as_rung if as_rung > as_admitted else as_admitted)
+            late.append(max(as_rung, as_admitted, own_ms + by_foreign[index]))
         return late
 
     def admission_lateness_ms(self) -> list[float]:
@@ -86,13 +111,34 @@ class QueueModel:
 
     def due_lateness_ms(self, levels: Sequence[int], quantile: float, kept_ms: float = 0.0) -> list[float]:
         """How late each job would be for its deadline, less `kept_ms`, with this probability at most."""
+        finish_ms = self._quantiles_ms(levels, quantile)
+        return [own_ms + kept_ms + limit for own_ms, limit in zip(finish_ms, self.by_due, strict=True)]
+
+    def _quantiles_ms(self, levels: Sequence[int], quantile: float) -> list[float]:
+        """When each job would be finished with this probability, as if this worker had the device alone."""
         means, variances = self.finish(levels)
         factor, own, common = _factors(self.setting)
         z = z_of(quantile)
         return [
-            mean * factor + z * math.sqrt(var * own + mean * mean * common) + kept_ms + limit
-            for mean, var, limit in zip(means, variances, self.by_due, strict=True)
+            mean * factor + z * math.sqrt(var * own + mean * mean * common)
+            for mean, var in zip(means, variances, strict=True)
         ]
+
+    def foreign_lateness_ms(self) -> list[float]:
+        """How late each row of foreign work would be at the admission quantile, with every job here at its lowest rung.
+
+        On one device all work that is due up to a time must fit in before it, whoever it belongs to.
+        """
+        if not self._rows:
+            return []
+        own_ms = self._quantiles_ms(self.bottom, self.setting.admission_quantile)
+        late, place, before_ms = list[float](), 0, 0.0
+        for (due_s, _), late_ms in zip(self._rows, self.foreign_late_ms, strict=True):
+            while place < len(own_ms) and self._ready_s[place] <= due_s:
+                before_ms = max(before_ms, own_ms[place])
+                place += 1
+            late.append(late_ms + before_ms)
+        return late
 
     def _credit_ms(self, index: int, level: int) -> float:
         options = self.order[index].options

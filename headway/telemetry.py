@@ -80,6 +80,13 @@ class CacheResult(StrEnum):
     JOINED = "joined"  # the same request was in flight, and its answer was waited for
 
 
+class Hedge(StrEnum):
+    """Whose answer was taken where a second worker was asked."""
+
+    WON = "won"
+    LOST = "lost"
+
+
 class Span(StrEnum):
     """Span names. `span` takes no others."""
 
@@ -201,11 +208,13 @@ class Metrics:
 
     def _mesh_metrics(self) -> None:
         self.result_cache = self._counter("result_cache_lookups", "Result cache look-ups.", "kind", "result")
+        self.hedges = self._counter("hedges", "Frames asked of a second worker too.", "kind", "result")
         self.workers = self._gauge("workers", "Workers that the router knows, by state.", "kind", "state")
         self.waiting = self._gauge("waiting_requests", "Requests that wait at the router for a worker's yes.", "kind")
         self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
         self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
-        self.store_reachable = self._gauge("store_reachable", "1 while the store behind the service answers.")
+        # With a label, so that a process without a store does not say that it cannot reach it.
+        self.store_reachable = self._gauge("store_reachable", "1 while the store behind it answers.", "store")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"headway_{name}", about, labels, registry=self.registry)

@@ -39,6 +39,8 @@ class Cluster:
     noise: Noise = EXACT
     shared: bool = False
     """The n-th workers of all kinds share a device; else each has its own."""
+    tell_s: float = 0.0005
+    """Until the workers on a device know what another one has to do there."""
     routers: int = 1
     """Requests go to each in turn; none sees what the others sent."""
     hop_s: float = 0.0005
@@ -111,7 +113,7 @@ class _Run:
         """A shared device is one machine: it has one host, whatever runs there."""
         cluster, most = self.cluster, max(self.cluster.workers.values())
         hosts = [Host(cluster.noise, random.Random(draw.getrandbits(64))) for _ in range(most)]
-        shared: list[Device] = [SharedDevice(f"device {number}") for number in range(most)]
+        shared: list[Device] = [SharedDevice(f"device {number}", self.clock, cluster.tell_s) for number in range(most)]
         found = []
         for model, count in cluster.workers.items():
             for number in range(count):

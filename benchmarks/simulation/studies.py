@@ -24,7 +24,7 @@ CONTENDERS = {
 }
 """(the router's policy, the workers'), by name."""
 MACHINES = (1.0, 2.0)
-SHARED_LOADS = (0.1, 0.3, 0.6)
+SHARED_LOADS = (0.3, 0.6, 1.2)
 INTERVALS_S = (0.0, 0.05, 0.25, 0.5, 1.0)
 ROUTERS = (1, 4, 16)
 FLOOD = (("flood", 0.6), ("a", 0.2), ("b", 0.1), ("c", 0.1))

@@ -75,8 +75,10 @@ class VirtualWorker:
         self._speed = HostSpeed()
         self._admitted: dict[int, _Admitted] = {}
         self._running: RunningStep | None = None
+        """Until the next one is decided."""
         self._stepping = False
-        """A batch waits for the device or runs on it."""
+        self._asked_due_s: float | None = None
+        """The earliest deadline at which the device was asked for; None while it is not."""
         self._pulsed_s = -math.inf
         self._curves = (ONE, model.curves())
         self.busy_ms = 0.0
@@ -125,16 +127,17 @@ class VirtualWorker:
         plan = self._asked(work, now_s)
         self._admitted[call.key] = _Admitted(call, work)
         self._follow(plan)
-        if self._stepping:
-            self._changed(self)
-        else:
-            self._decide()
+        idle = not self._stepping and self._asked_due_s is None
+        if idle or (self._asked_due_s is not None and budget.due_s < self._asked_due_s):
+            self._ask()
+        self._changed(self)
 
     def _asked(self, work: Any, now_s: float) -> QueuePlan:
         planned = self._planned_jobs()
         setting = self._setting(now_s, others=len(planned))
         if self._running is not None:
-            planned, setting = self._running.jobs(planned), replace(setting, busy_ms=self._running.busy_ms(now_s))
+            busy_ms = max(setting.busy_ms, self._running.busy_ms(now_s))
+            planned, setting = self._running.jobs(planned), replace(setting, busy_ms=busy_ms)
         job = self._scheduler.job(work, now_s)
         try:
             self._policy.check(planned, job, setting, reserve_ms=RESERVE_S * 1000)
@@ -142,7 +145,7 @@ class VirtualWorker:
         except Refused:
             self._doubt(now_s)
             raise
-        self._device.declare(self.name, demand_of(plan, setting.foreign))
+        self._device.declare(self.name, demand_of(plan, setting))
         return plan
 
     def _planned_jobs(self) -> list[Job]:
@@ -151,7 +154,10 @@ class VirtualWorker:
 
     def _setting(self, now_s: float, *, others: int) -> Setting:
         setting = self._scheduler.setting(now_s, self._device.others(self.name), self._speed.scale)
-        return replace(setting, stall_ms=self._speed.stall_ms) if others else setting
+        until_s = self._device.busy_until_s(self.name)
+        if until_s is not None:
+            setting = replace(setting, busy_ms=max(0.0, until_s - now_s) * 1000)
+        return replace(setting, stall_ms=self._speed.stall_ms) if others or setting.foreign else setting
 
     def _doubt(self, now_s: float) -> None:
         """Refused while it was idle: is the host still as slow as it was?"""
@@ -165,31 +171,43 @@ class VirtualWorker:
             if key in self._admitted:
                 self._admitted[key].ticket.choice = choice
 
-    # --- steps, as `EngineLoop._decide` and `_step`
+    # --- steps, as `EngineLoop._run`, `_decide` and `_step`
+
+    def _ask(self) -> None:
+        """Asks for the device while there is something to do; what runs there is decided when it is granted."""
+        now_s = self._clock.now_s
+        self._drop_expired(now_s)
+        if not self._admitted:
+            self._asked_due_s = None
+            self._device.rest(self.name)
+            return
+        self._asked_due_s = min(each.ticket.budget.due_s for each in self._admitted.values())
+        kept_s = self._setting(now_s, others=len(self._admitted) - 1).kept_s
+        self._device.lease(self.name, self._asked_due_s - kept_s, self._decide)
 
     def _decide(self) -> None:
-        """Plans anew, and asks for the device when there is a step to run."""
+        """Plans anew, and begins a step when there is one to run."""
         now_s = self._clock.now_s
         self._drop_expired(now_s)
         jobs = [self._scheduler.job(each.work, now_s) for each in self._admitted.values()]
         setting = self._setting(now_s, others=len(jobs) - 1)
         plan = self._policy.plan(jobs, setting)
         self._follow(plan)
-        self._running = None
-        self._device.declare(self.name, demand_of(plan, setting.foreign))
         works = [self._admitted[key].work for key in self._policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, self._speed.scale) if works else None
-        self._stepping = batch is not None
+        self._running = None
         if batch is None:
-            self._device.rest(self.name)
+            self._ask()
         else:
-            due_s = min(work.ticket.budget.due_s for work in batch.works)
-            self._device.lease(self.name, due_s, lambda: self._begin(batch))
+            self._begin(batch, plan, setting)
         self._changed(self)
 
-    def _begin(self, batch: Any) -> None:
+    def _begin(self, batch: Any, plan: QueuePlan, setting: Setting) -> None:
         now_s = self._clock.now_s
+        self._stepping, self._asked_due_s = True, None
         self._running = begin(batch, now_s, self._speed.scale.mean_ms)
+        demand = demand_of(plan, setting, running_ms=self._running.predicted_ms)
+        self._device.declare(self.name, demand, self._running.end_s)
         taken_ms = self._host.step_ms(batch.predicted.mean_ms, now_s)
         self.busy_ms += taken_ms
         self._clock.at(now_s + taken_ms / 1000, self._end, batch, taken_ms)
@@ -199,9 +217,10 @@ class VirtualWorker:
         self._speed.stepped(batch.predicted, taken_ms)
         for done in self.model.apply(batch):
             self._answer(done.work.ticket, done.rung, now_s)
-        self._running = None
-        self._stepping = False
-        self._decide()
+        assert self._running is not None
+        self._running.end_s, self._stepping = now_s, False
+        self._ask()
+        self._changed(self)
 
     def _drop_expired(self, now_s: float) -> None:
         gone = [each.ticket for each in self._admitted.values() if each.ticket.budget.remaining_s(now_s) <= 0]

@@ -3,9 +3,12 @@
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import socket
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -13,6 +16,8 @@ from typing import Self, cast
 from headway.device.order import ClaimError, DemandBoard, LeaseQueue, Waiter
 from headway.device.wire import (
     MAX_CLIENTS,
+    NEWS,
+    Busy,
     Declare,
     FrameReader,
     Grant,
@@ -23,7 +28,9 @@ from headway.device.wire import (
     ProtocolError,
     Release,
     Request,
+    Running,
     check_declared,
+    check_end,
     encode,
 )
 
@@ -56,11 +63,22 @@ class DeviceArbiter:
     held longer than `stuck_s` is logged and counted, never broken: the device is busy whatever we say.
     """
 
-    def __init__(self, path: Path, *, stuck_s: float = 5.0, relay_interval_s: float = 0.02) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        stuck_s: float = 5.0,
+        relay_interval_s: float = 0.001,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`relay_interval_s`: clients are told of each other at once, but no more often than this."""
         self.stats = ArbiterStats()
         self._path = path
         self._stuck_s = stuck_s
-        self._relay_interval_s = relay_interval_s
+        self._relay_interval_s, self._clock = relay_interval_s, clock
+        self._relayed_s = -math.inf
+        self._news = False
+        """Something has changed since clients were told."""
         self._queue: LeaseQueue[_Connection] = LeaseQueue()
         self._board: DemandBoard[_Connection] = DemandBoard()
         self._connections: set[_Connection] = set()
@@ -102,20 +120,26 @@ class DeviceArbiter:
         """Ends what a closed connection held, waited for and had declared, at once."""
         self._connections.discard(connection)
         self._queue.end(connection)
-        if self._board.declare(connection, ()):
-            self._relay_now()
+        self._board.declare(connection, ())
+        self._news = True
         self.grant()
+        self.relay()
 
     def received(self, connection: "_Connection", message: Message) -> None:
         """Applies one message. Raises `ProtocolError` when it is not for an arbiter or breaks a rule."""
+        self._news = self._news or isinstance(message, Release | Running | Declare)
         match message:
             case Request(lease_id, due_s, label):
                 self._ask(connection, lease_id, due_s, label)
+            case Release(lease_id) if lease_id == NEWS:
+                connection.wants_news = True
+                connection.tell(Busy(self._queue.busy_until_s(connection)))
             case Release(lease_id):
                 self._queue.end(connection, lease_id)
+            case Running(lease_id, end_s):
+                self._queue.running(connection, lease_id, check_end(end_s, self._clock()))
             case Declare(demand):
-                if self._board.declare(connection, check_declared(demand)):
-                    self._relay_soon()
+                self._board.declare(connection, check_declared(demand))
             case Ping():
                 connection.tell(Pong())
             case _:
@@ -148,21 +172,29 @@ class DeviceArbiter:
                 self._queue.waiting,
             )
 
-    def _relay_soon(self) -> None:
-        if self._relay is None:
-            self._relay = asyncio.get_running_loop().call_later(self._relay_interval_s, self._relay_now)
+    def relay(self) -> None:
+        """Tells every client what has changed for it, now or when it is time."""
+        if not self._news:
+            return
+        wait_s = self._relayed_s + self._relay_interval_s - self._clock()
+        if wait_s <= 0:
+            self._relay_now()
+        elif self._relay is None:
+            self._relay = asyncio.get_running_loop().call_later(wait_s, self._relay_now)
 
     def _relay_now(self) -> None:
         if self._relay is not None:
             self._relay.cancel()
             self._relay = None
+        self._relayed_s, self._news = self._clock(), False
         for connection in self._connections:
             self.tell_others(connection)
 
     def tell_others(self, connection: "_Connection") -> None:
-        """Tells the client what the others declared, unless it has not read what it was told before."""
+        """Tells the client of the others, unless it has not read what it was told before."""
         if not connection.paused:
-            connection.tell(Others(self._board.others(connection)))
+            others, end_s = self._board.others(connection), self._queue.busy_until_s(connection)
+            connection.tell(Others(others), *([Busy(end_s)] if connection.wants_news else []))
 
 
 class _Connection(asyncio.Protocol):
@@ -173,11 +205,13 @@ class _Connection(asyncio.Protocol):
     def __init__(self, arbiter: DeviceArbiter) -> None:
         self._arbiter = arbiter
         self._reader = FrameReader()
-        self._told = Others(())
+        self._told: dict[type[Message], Message] = {Others: Others(())}
         self.paused = False
+        self.wants_news = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self.transport.set_write_buffer_limits(high=0)  # what it does not read now is told anew when it reads again
         self._arbiter.connected(self)
 
     def data_received(self, data: bytes) -> None:
@@ -187,6 +221,7 @@ class _Connection(asyncio.Protocol):
             # Only now: a release and the next request that came together are one exchange, in which the client stays
             # in the running for the device that it gives back.
             self._arbiter.grant()
+            self._arbiter.relay()
             if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
                 raise ProtocolError("it asks and does not read")
         except ProtocolError as error:
@@ -205,9 +240,9 @@ class _Connection(asyncio.Protocol):
         self._arbiter.lost(self)
 
     def tell(self, *messages: Message) -> None:
-        """Sends in one write; demand only when it differs from what was sent last."""
-        fresh = [message for message in messages if not (isinstance(message, Others) and message == self._told)]
-        self._told = next((message for message in fresh if isinstance(message, Others)), self._told)
+        """Sends in one write; what others do only when it differs from what was sent last."""
+        fresh = [message for message in messages if self._told.get(type(message)) != message]
+        self._told |= {type(message): message for message in fresh if isinstance(message, Others | Busy)}
         if fresh:
             self.transport.write(b"".join(encode(message) for message in fresh))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headway.device.wire import (
+    NEWS,
+    Busy,
     Declare,
     Demand,
     FrameReader,
@@ -21,7 +23,9 @@ from headway.device.wire import (
     ProtocolError,
     Release,
     Request,
+    Running,
     check_declared,
+    check_end,
     check_time,
     encode,
 )
@@ -53,6 +57,8 @@ class _Link:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reader = FrameReader()
         self._sending = threading.Lock()
+        self.tells_news = False
+        """Whether the arbiter knows `Busy` and `Running`."""
         try:
             self._socket.settimeout(patience_s)
             self._socket.connect(str(path))
@@ -113,11 +119,14 @@ class DeviceClient:
         self._link: _Link | None = None
         self._turn = threading.Lock()  # held for a whole lease
         self._reading = threading.Lock()  # held while the socket is read
-        self._changing = threading.Lock()  # guards _link, _retrying, _declared
+        self._changing = threading.Lock()  # guards _link, _retrying, _declared, _waiting
         self._closed = threading.Event()
         self._retrying: threading.Thread | None = None
         self._declared: tuple[Demand, ...] = ()
         self._others: tuple[Demand, ...] = ()
+        self._busy_until_s: float | None = None
+        self._waiting: Request | None = None  # for the device; known to the arbiter
+        self._held: tuple[_Link, int] | None = None  # the lease of the block that runs
         self._kept: tuple[_Link, int] | None = None  # a lease that was used and not given back yet
         self._last_id = 0
         if path is not None and not self._connect():
@@ -139,17 +148,34 @@ class DeviceClient:
         """
         with self._turn:
             began_s, link = self._clock(), self._link
-            self._last_id = (self._last_id + 1) & 0xFFFFFFFF
-            request = Request(self._last_id, check_time(due_s), label)
-            granted = link is not None and self._request(link, request)
-            self.unleased += not granted
+            check_time(due_s)
+            lease_id = self._request(link, due_s, label) if link is not None else None
+            self._held = None if link is None or lease_id is None else (link, lease_id)
+            self.unleased += lease_id is None
             try:
-                yield Lease(self._clock() - began_s, granted)
+                yield Lease(self._clock() - began_s, lease_id is not None)
             finally:
-                if granted and link is not None:
-                    self._kept = (link, request.lease_id)
+                self._kept, self._held = self._held, None
                 if not keep:
                     self.rest()
+
+    def hurry(self, due_s: float) -> None:
+        """Asks anew, for work that is due earlier, where another thread waits in `lease`; else nothing.
+
+        Any thread may. Never blocks on the arbiter.
+        """
+        check_time(due_s)
+        with self._changing:
+            before, link = self._waiting, self._link
+            if before is None or link is None or before.due_s <= due_s:
+                return
+            self._waiting = Request(self._next_id(), due_s, before.label)
+            try:
+                link.send(Release(before.lease_id), self._waiting)
+                return
+            except _LinkLost as error:
+                lost = error
+        self._lose(link, lost)
 
     def rest(self) -> None:
         """Gives a kept lease back, if there is one. Never blocks on the arbiter."""
@@ -157,19 +183,24 @@ class DeviceClient:
         if kept is not None:
             self._tell(kept[0], Release(kept[1]))
 
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
+    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None:
         """Tells the other workers this client's admitted work by deadline, in place of what it told last.
 
-        `demand` holds (deadline in monotonic seconds, device time in ms) pairs; see `Demand`.
+        `demand` holds (deadline in monotonic seconds, device time in ms) pairs; see `Demand`. `step_end_s`: and that
+        the step under the lease that is held now has begun, of which nothing is in `demand`, and should end then.
         Never blocks on the arbiter. Raises `ProtocolError` for more than `MAX_BUCKETS` or impossible numbers.
         """
-        checked = check_declared(demand)
+        checked, news = check_declared(demand), list[Message]()
         with self._changing:
-            if checked == self._declared:
-                return
-            self._declared, link = checked, self._link
-        if link is not None:
-            self._tell(link, Declare(checked))
+            if checked != self._declared:
+                news.append(Declare(checked))
+            self._declared, link, held = checked, self._link, self._held
+        if step_end_s is not None:
+            check_end(step_end_s, self._clock())
+            if link is not None and link.tells_news and held is not None and held[0] is link:
+                news.append(Running(held[1], step_end_s))
+        if link is not None and news:
+            self._tell(link, *news)
 
     def others(self) -> tuple[Demand, ...]:
         """The admitted work of the device's other workers, as last told. Never blocks; one system call."""
@@ -177,12 +208,20 @@ class DeviceClient:
         if link is not None and self._reading.acquire(blocking=False):
             try:
                 while (messages := link.read(socket.MSG_DONTWAIT)) is not None:
-                    self._hear(messages)
+                    self._hear(link, messages)
             except _LinkLost as lost:
                 self._lose(link, lost)
             finally:
                 self._reading.release()
         return self._others
+
+    @property
+    def busy_until_s(self) -> float | None:
+        """When the step of another worker that runs now should end, monotonic, as known since `others` was asked last.
+
+        None: none runs, or the arbiter cannot tell. A time that has passed: it may end any moment.
+        """
+        return self._busy_until_s
 
     def close(self) -> None:
         """Gives everything back. A thread that waits for a lease goes on without one. Blocks for a moment."""
@@ -198,21 +237,31 @@ class DeviceClient:
             with self._reading:
                 link.close()
 
-    def _request(self, link: _Link, request: Request) -> bool:
+    def _next_id(self) -> int:
+        self._last_id = (self._last_id + 1) % NEWS
+        return self._last_id
+
+    def _request(self, link: _Link, due_s: float, label: str) -> int | None:
+        """Waits for the device; returns the lease, or None when the arbiter is gone."""
         with self._reading:
             try:
                 kept, self._kept = self._kept, None
-                link.send(*([Release(kept[1])] if kept is not None and kept[0] is link else []), request)
-                self._await_grant(link, request.lease_id)
-                return True
+                released = [Release(kept[1])] if kept is not None and kept[0] is link else []
+                with self._changing:
+                    request = Request(self._next_id(), due_s, label)
+                    link.send(*released, request)
+                    self._waiting = request
+                return self._await_grant(link)
             except _LinkLost as lost:
                 self._lose(link, lost)
-                return False
+                return None
             except BaseException:
-                self._tell(link, Release(request.lease_id))
+                waiting, self._waiting = self._waiting, None
+                if waiting is not None:
+                    self._tell(link, Release(waiting.lease_id))
                 raise
 
-    def _await_grant(self, link: _Link, lease_id: int) -> None:
+    def _await_grant(self, link: _Link) -> int:
         asked = False
         while True:
             messages = link.read()
@@ -221,23 +270,32 @@ class DeviceClient:
             asked = messages is None
             if messages is None:
                 link.send(Ping())
-            elif self._hear(messages, lease_id):
-                return
+            elif (granted := self._hear(link, messages)) is not None:
+                return granted
 
-    def _hear(self, messages: tuple[Message, ...], lease_id: int | None = None) -> bool:
-        """Keeps the news; returns whether `lease_id` was granted. Other grants are of withdrawn requests."""
-        granted = False
+    def _hear(self, link: _Link, messages: tuple[Message, ...]) -> int | None:
+        """Keeps the news; returns the lease that was waited for, if it is granted. Others are of withdrawn requests."""
+        granted = None
         for message in messages:
             match message:
                 case Others(demand):
                     self._others = demand
-                case Grant(granted_id):
-                    granted = granted or granted_id == lease_id
+                case Busy(end_s):
+                    link.tells_news, self._busy_until_s = True, end_s
+                case Grant(lease_id):
+                    granted = lease_id if self._granted(lease_id) else granted
         return granted
 
-    def _tell(self, link: _Link, message: Message) -> None:
+    def _granted(self, lease_id: int) -> bool:
+        with self._changing:
+            if self._waiting is None or self._waiting.lease_id != lease_id:
+                return False
+            self._waiting, self._busy_until_s = None, None
+            return True
+
+    def _tell(self, link: _Link, *messages: Message) -> None:
         try:
-            link.send(message)
+            link.send(*messages)
         except _LinkLost as lost:
             self._lose(link, lost)
 
@@ -249,7 +307,7 @@ class DeviceClient:
             return False
         with self._changing:
             try:
-                link.send(Declare(self._declared))
+                link.send(Declare(self._declared), Release(NEWS))
             except _LinkLost:
                 link.close()
                 return False
@@ -261,6 +319,7 @@ class DeviceClient:
             if self._link is not link:
                 return
             self._link, self._others = None, ()
+            self._busy_until_s = self._waiting = None
             link.wake()  # the arbiter sees the end at once; the reader, if there is one, too
             self._retry(link, f"device arbiter lost: {why}")
 

@@ -19,6 +19,8 @@ class Waiter(Generic[Client]):
     client: Client = field(compare=False)
     lease_id: int = field(compare=False)
     label: str = field(compare=False)
+    end_s: float | None = field(compare=False, default=None)
+    """When its step should end; None while it has not begun."""
 
 
 class ClaimError(ValueError):
@@ -56,6 +58,19 @@ class LeaseQueue(Generic[Client]):
         del self._claims[client]
         if self.holder is claim:
             self.holder = None
+
+    def running(self, client: Client, lease_id: int, end_s: float) -> bool:
+        """Takes in when the holder's step should end; returns False, and does nothing, for any other lease."""
+        holder = self.holder
+        if holder is None or holder.client != client or holder.lease_id != lease_id:
+            return False
+        holder.end_s = end_s
+        return True
+
+    def busy_until_s(self, client: Client) -> float | None:
+        """When the step should end that another client runs now."""
+        holder = self.holder
+        return holder.end_s if holder is not None and holder.client != client else None
 
     def grant(self) -> Waiter[Client] | None:
         """Makes the most urgent waiter the holder and returns it; None when one holds or nobody waits."""

@@ -1,6 +1,10 @@
 """Frames between the device arbiter and its clients: payload length (u16), type (u8), payload; big-endian.
 
 Times are CLOCK_MONOTONIC seconds, which all processes of a host share.
+
+A peer of an older release drops who sends it a type that it does not know. So `Busy` goes only to clients that have
+said `Release(NEWS)`, which an older arbiter ignores as the release of a lease that nobody has, and `Running` only to
+an arbiter that has said `Busy`.
 """
 
 import math
@@ -13,11 +17,17 @@ MAX_BUCKETS = 16
 """Most (deadline, work) pairs that one client declares."""
 MAX_CLIENTS = 64
 MAX_LABEL_BYTES = 64
+MAX_STEP_S = 3600.0
+"""No step is said to end later than this from now."""
+NEWS = 0xFFFFFFFF
+"""The id that no lease has: its release asks to be told of the steps of others."""
 
 _HEAD = struct.Struct("!HB")
 _LEASE = struct.Struct("!I")
 _REQUEST = struct.Struct("!Id")
 _DEMAND = struct.Struct("!dd")
+_END = struct.Struct("!d")
+_RUNNING = struct.Struct("!Id")
 _MAX_PAYLOAD_BYTES = MAX_CLIENTS * MAX_BUCKETS * _DEMAND.size
 
 
@@ -79,8 +89,23 @@ class Pong:
     """Arbiter: yes."""
 
 
-Message = Request | Release | Declare | Ping | Grant | Others | Pong
-_TYPES: tuple[type[Message], ...] = (Request, Release, Declare, Ping, Grant, Others, Pong)
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Client: the step under this lease has begun, and should end at `end_s`."""
+
+    lease_id: int
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Arbiter: when the step that another client runs should end; None: none runs, as far as is known."""
+
+    end_s: float | None
+
+
+Message = Request | Release | Declare | Ping | Grant | Others | Pong | Running | Busy
+_TYPES: tuple[type[Message], ...] = (Request, Release, Declare, Ping, Grant, Others, Pong, Running, Busy)
 
 
 def encode(message: Message) -> bytes:
@@ -99,6 +124,10 @@ def _payload(message: Message) -> bytes:
             return _LEASE.pack(lease_id)
         case Declare(demand) | Others(demand):
             return b"".join(_DEMAND.pack(*item) for item in demand)
+        case Running(lease_id, end_s):
+            return _RUNNING.pack(lease_id, end_s)
+        case Busy(end_s):
+            return b"" if end_s is None else _END.pack(end_s)
         case Ping() | Pong():
             return b""
 
@@ -136,6 +165,11 @@ def _decode(kind: type[Message], payload: bytes) -> Message:
             return kind(*_LEASE.unpack(payload))
         if kind is Declare or kind is Others:
             return kind(tuple(_demand(payload)))
+        if kind is Running:
+            lease_id, end_s = _RUNNING.unpack(payload)
+            return Running(lease_id, check_time(end_s))
+        if kind is Busy:
+            return Busy(check_time(*_END.unpack(payload)) if payload else None)
     except struct.error as error:
         raise ProtocolError(f"{kind.__name__} of {len(payload)} bytes") from error
     if payload:
@@ -154,6 +188,13 @@ def check_demand(item: Demand) -> Demand:
         raise ProtocolError("negative remaining work")
     check_time(item.deadline_s)
     return item
+
+
+def check_end(end_s: float, now_s: float) -> float:
+    """Raises `ProtocolError` unless a step may be said to end then."""
+    if check_time(end_s) > now_s + MAX_STEP_S:
+        raise ProtocolError(f"a step of over {MAX_STEP_S:g} s")
+    return end_s
 
 
 def check_declared(demand: Sequence[tuple[float, float]]) -> tuple[Demand, ...]:

@@ -1,20 +1,11 @@
 """Settings of the prefix cache."""
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, model_validator
-from redis.asyncio.connection import parse_url
+from pydantic import model_validator
 
 from headway.config import Address, ServiceConfig, setting
-
-
-def check_redis_url(value: str) -> str:
-    """A URL that redis-py takes. Raises ValueError that says which schemes there are."""
-    try:
-        parse_url(value)
-    except ValueError:
-        raise ValueError("must be redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH") from None
-    return value
+from headway.redis_url import RedisUrl
 
 
 class PrefixCacheConfig(ServiceConfig):
@@ -28,7 +19,7 @@ class PrefixCacheConfig(ServiceConfig):
         group="Serving", unit="MS", ge=0, le=1000, allow_inf_nan=False,
     )  # fmt: skip
 
-    redis: Annotated[str, AfterValidator(check_redis_url)] = setting(
+    redis: RedisUrl = setting(
         "redis://127.0.0.1:6379/0", "store to keep entries in, also unix:///PATH", group="Store", unit="URL"
     )
     redis_timeout_ms: float = setting(

@@ -24,7 +24,9 @@ _LAPSE_INTERVAL_S = 0.1
 
 async def build(config: PrefixCacheConfig, service: Service) -> Served:
     """Serves whether Redis is there or not: calls answer `StoreUnavailable` until it is."""
-    link = RedisLink(config.redis, connections=config.redis_connections, reachable=service.metrics.store_reachable)
+    link = RedisLink(
+        config.redis, connections=config.redis_connections, reachable=service.metrics.store_reachable.labels("cache")
+    )
     service.closing.push_async_callback(link.close)
     directory = Directory(service.clock)
     for task in (link.watch(_WATCH_INTERVAL_S, config.redis_timeout_ms / 1000), _lapse(directory)):

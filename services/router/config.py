@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, FilePath, model_validator
 
 from headway.config import Address, OrOff, Target, UpstreamConfig, check_target, setting
 from headway.prefix import MIN_SECRET_BYTES
+from headway.redis_url import RedisUrl
 from headway.v1 import common_pb2
 from services.router.policies import DEFAULT, NAMES, read_policy
 
@@ -95,6 +96,10 @@ class RouterConfig(UpstreamConfig):
         64, "requests of each kind that may wait here, when no worker can promise them now but one could still do them "
         "in time; 0: none", group="Mesh", unit="N", ge=0, le=4096,
     )  # fmt: skip
+    hedge_quantile: Annotated[float | None, OrOff] = setting(
+        None, "a frame that is not there when it should be in this share of cases is asked of a second worker too, and "
+        "the first answer taken; off: never", group="Mesh", unit="SHARE", gt=0.5, lt=1,
+    )  # fmt: skip
     endpoint_picker: bool = setting(
         False, "serve Envoy's external processing, so that a gateway asks here for the worker to send a request to; "
         "workers then need addresses that are HOST:PORT", group="Mesh",
@@ -127,8 +132,12 @@ class RouterConfig(UpstreamConfig):
     )  # fmt: skip
 
     quotas: Annotated[FilePath | None, OrOff] = setting(
-        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight}, '*' for all others; without it nobody is "
-        "limited. Each router counts for itself", group="Security", unit="FILE",
+        None, "YAML of tenant: {device_ms_per_s, burst_ms, calls_in_flight, weight}, '*' for all others; without it "
+        "nobody is limited, and all weigh the same where requests wait", group="Security", unit="FILE",
+    )  # fmt: skip
+    quota_store: Annotated[RedisUrl | None, OrOff] = setting(
+        None, "Redis over which the routers of a mesh count device time together, also unix:///PATH; off: each router "
+        "counts for itself", group="Security", unit="URL",
     )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "

@@ -5,7 +5,7 @@ Where a worker refuses, the next one is asked. Where it is lost, the answer goes
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,12 @@ class Forwarder:
         self._failover_wait_s = failover_wait_s
         self._throttle = RetryThrottle()
 
-    async def messages(self, outgoing: Outgoing, placements: Sequence[Placement]) -> AsyncGenerator[bytes, None]:
+    @property
+    def may_retry(self) -> bool:
+        """Whether workers are not lost so often that asking others again would take them too."""
+        return self._throttle.allows
+
+    async def messages(self, outgoing: Outgoing, placements: Iterable[Placement]) -> AsyncGenerator[bytes, None]:
         """The answer's messages; one where the method is unary.
 
         Where a worker refuses or is lost, the next one is asked, inside the same budget. When all refuse, raises the
@@ -174,7 +179,7 @@ class Forwarder:
 class _Attempts:
     """How far one request got with the workers that were asked."""
 
-    def __init__(self, outgoing: Outgoing, placements: Sequence[Placement]) -> None:
+    def __init__(self, outgoing: Outgoing, placements: Iterable[Placement]) -> None:
         self.outgoing, self.placements = outgoing, iter(placements)
         self.raw: bytes | None = outgoing.answer.first()
         """What to ask; None when an answer was cut off that cannot go on."""

@@ -19,7 +19,9 @@ from services.router.asking import Asker
 from services.router.calls import Calls
 from services.router.config import RouterConfig
 from services.router.everywhere import Everywhere
+from services.router.fairness import Shares
 from services.router.forwarding import Forwarder
+from services.router.hedging import Hedger
 from services.router.identity import Identity
 from services.router.listing import Lister
 from services.router.policies import Placer, read_policy
@@ -30,6 +32,7 @@ from services.router.quotas import Quota, QuotaFileError, Quotas, load_quotas
 from services.router.result_cache import CacheLimits, ResultCache
 from services.router.scaling import ScaleSignal
 from services.router.servicer import Parts, registrations
+from services.router.shared_quotas import SharedQuotas
 from services.router.single_flight import Flights
 from services.router.waiting import WaitingRoom
 
@@ -49,19 +52,23 @@ async def build(config: RouterConfig, service: Service) -> Served:
     if cache_channel is not None:
         following = tasks.create_task(follow_prefixes(cache_channel, credentials.metadata(), prefixes, service.metrics))
         service.closing.callback(following.cancel)
-    calls = Calls()
+    calls, quotas = Calls(), Quotas(limits, service.clock)
+    if config.quota_store is not None:
+        sharing = SharedQuotas(config.quota_store, quotas, service.metrics.store_reachable.labels("quotas"))
+        service.closing.push_async_callback(sharing.close)
+        service.closing.callback(tasks.create_task(sharing.run()).cancel)
     parts = Parts(
         config=config,
         pool=pool,
         placer=Placer(read_policy(config.placement), quantile=config.rung_quantile, draw=random.Random()),
-        asker=_asker(config, service, pool),
+        asker=_asker(config, service, pool, quotas),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
         cache=_cache(config, service, cache_channel, credentials, secret, tasks),
         flights=Flights(secret, config.cache_max_kib << 10, config.rung_quantile, service.clock),
         prompts=KnownPrompts(prefixes, shared),
         signal=signal,
-        quotas=Quotas(limits, service.clock),
+        quotas=quotas,
         identity=identity,
         calls=calls,
         metrics=service.metrics,
@@ -92,9 +99,12 @@ def _quotas(config: RouterConfig) -> dict[str, Quota]:
         raise StartError(f"quotas: {error}") from error
 
 
-def _asker(config: RouterConfig, service: Service, pool: Pool) -> Asker:
+def _asker(config: RouterConfig, service: Service, pool: Pool, quotas: Quotas) -> Asker:
     forwarder = Forwarder(pool, service.tracing, service.clock, failover_wait_s=config.failover_wait_s)
-    return Asker(forwarder, WaitingRoom(config.waiting, service.clock), service.metrics, service.clock)
+    hedger = Hedger(forwarder, config.hedge_quantile, service.metrics, service.clock)
+    shares = Shares(quotas.weight, service.clock)
+    room = WaitingRoom(config.waiting, shares, service.clock)
+    return Asker(hedger, room, shares, service.metrics, service.clock)
 
 
 def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:

@@ -11,6 +11,7 @@ from headway.deadline import Budget
 from headway.errors import BadInput
 from headway.prefix import TOKEN_BYTES
 from headway.prompts import MOST_PROMPT_BYTES, canonical_prompt
+from headway.quality import Rung
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
 from services.router.placement import FRAME_PIXELS, Ask
 
@@ -35,6 +36,8 @@ class Method:
     """Whether the same request gives the same answer, so that it may be cached."""
     continuation: Callable[[bytes, Any], Continuation]
     """Of the request, as bytes and parsed: how its answer goes on when a worker is lost."""
+    whole: Callable[[Any], bool]
+    """Whether an answer that ends with this message may be given to others: it was not cut for one's deadline."""
 
     @property
     def path(self) -> str:
@@ -45,6 +48,20 @@ class Method:
     def uses_device(self) -> bool:
         """Whether the worker plans steps for it."""
         return self.plan is not _no_part
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it is one message of device work that may be asked of two workers at once."""
+        return self.uses_device and not self.streams
+
+    def may_join(self, request: Any, rung: Rung) -> bool:
+        """Whether to wait for the whole answer of the same request, or to lead those who do; `rung`: as is expected.
+
+        Not for a text that will be cut, which is no answer for others, nor where a first token is wanted soon.
+        """
+        if self.whole is _always:
+            return True
+        return rung.quality >= 1.0 and not request.service_level.HasField("first_token_target")
 
     def read_request(self, raw: bytes) -> Any:
         """The parsed request. Raises `BadInput`."""
@@ -126,12 +143,25 @@ def _no_part(message: Any) -> None:
     return None
 
 
-def _never(request: Any) -> bool:
+def _never(message: Any) -> bool:
     return False
 
 
-def _always(request: Any) -> bool:
+def _always(message: Any) -> bool:
     return True
+
+
+def _one_way_to_draw(request: text_pb2.GenerateRequest) -> bool:
+    """One answer from its beginning, whose tokens are the likeliest, or drawn with a seed that the caller gave."""
+    sampling = request.sampling
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    return (greedy or sampling.HasField("seed")) and request.n <= 1 and not request.HasField("resume")
+
+
+def _ended_by_itself(message: text_pb2.GenerateResponse) -> bool:
+    """As long as anybody could want it: a shorter one is below some caller's floor."""
+    served = message.summary.served
+    return served.quality >= 1.0 and message.summary.finish_reason != text_pb2.FINISH_REASON_DEADLINE
 
 
 def _has_seed(request: image_pb2.GenerateImagesRequest) -> bool:
@@ -140,28 +170,28 @@ def _has_seed(request: image_pb2.GenerateImagesRequest) -> bool:
 
 GENERATE_TEXT = Method(
     "TextGeneration", "Generate", common_pb2.KIND_TEXT, text_pb2.GenerateRequest, text_pb2.GenerateResponse, True,
-    _text_ask, _plan_part, _summary_served, _never, Text,
+    _text_ask, _plan_part, _summary_served, _one_way_to_draw, Text, _ended_by_itself,
 )  # fmt: skip
 TOKENIZE = Method(
     "TextGeneration", "Tokenize", common_pb2.KIND_TEXT, text_pb2.TokenizeRequest, text_pb2.TokenizeResponse, False,
-    _tokenize_ask, _no_part, _no_part, _never, Again,
+    _tokenize_ask, _no_part, _no_part, _never, Again, _always,
 )  # fmt: skip
 GENERATE_IMAGES = Method(
     "ImageGeneration", "Generate", common_pb2.KIND_IMAGE, image_pb2.GenerateImagesRequest,
-    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed, Images,
+    image_pb2.GenerateImagesResponse, True, _images_ask, _plan_part, _summary_served, _has_seed, Images, _always,
 )  # fmt: skip
 RENDER = Method(
     "SplatRendering", "Render", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest, splat_pb2.RenderResponse, False,
-    _frame_ask, _plan_part, _own_served, _always, Again,
+    _frame_ask, _plan_part, _own_served, _always, Again, _always,
 )  # fmt: skip
 
 RENDER_PROGRESSIVE = Method(
     "SplatRendering", "RenderProgressive", common_pb2.KIND_SPLAT, splat_pb2.RenderRequest,
-    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never, Refining,
+    splat_pb2.RenderProgressiveResponse, True, _frame_ask, _plan_part, _own_served, _never, Refining, _always,
 )  # fmt: skip
 RENDER_PATH = Method(
     "SplatRendering", "RenderPath", common_pb2.KIND_SPLAT, splat_pb2.RenderPathRequest, splat_pb2.RenderPathResponse,
-    True, _path_ask, _plan_part, _own_served, _never, Frames,
+    True, _path_ask, _plan_part, _own_served, _never, Frames, _always,
 )  # fmt: skip
 
 PASSED_ON = (GENERATE_TEXT, TOKENIZE, GENERATE_IMAGES, RENDER, RENDER_PROGRESSIVE, RENDER_PATH)

@@ -51,13 +51,13 @@ def will_do(label: str, quality: float, wanted: Placement) -> bool:
 
 
 def read_answer(method: Method, messages: Sequence[bytes]) -> Answer | None:
-    """None when the bytes are not a whole answer: they do not parse, or what was served is missing at the end."""
+    """None when the bytes are no whole answer: they do not parse, it was cut, or what was served is not at the end."""
     try:
         parsed = tuple(method.response.FromString(message) for message in messages)
     except DecodeError:
         return None
     served = method.served(parsed[-1]) if parsed else None
-    return None if served is None else Answer(parsed, served)
+    return None if served is None or not method.whole(parsed[-1]) else Answer(parsed, served)
 
 
 def replay(method: Method, answer: Answer, budget: Budget, now_s: float) -> list[bytes]:

@@ -105,7 +105,8 @@ class Proxy:
             priority = ask.level.priority or common_pb2.PRIORITY_NORMAL
             outgoing = Outgoing(method, answer_so_far, budget, partial(self._rank_again, ask), trailers, priority)
             if method.reproducible(request):
-                find = self._joined if parts.config.single_flight else self._cached
+                joins = parts.config.single_flight and method.may_join(request, placements[0].rung)
+                find = self._joined if joins else self._cached
                 answer = find(request, outgoing, placements)
             else:
                 answer = self._worked(outgoing, placements)

@@ -2,9 +2,13 @@
 
 A worker promises what it will keep in 999 of 1,000 cases. What it would most likely keep, but cannot promise, waits
 here and is asked for again when more is known. It leaves at once when even the likely finish comes too late.
+
+Higher priorities go first; inside one, the tenant that got the least for its weight lately; inside a tenant, what is
+due first.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 from headway.deadline import Clock
 from headway.errors import HeadwayError
 from headway.v1 import common_pb2, errors_pb2
+from services.router.fairness import Shares
 from services.router.placement import Placement
 
 _PAUSE_S = (0.01, 0.25)
@@ -32,16 +37,17 @@ class Place:
 
     kind: common_pb2.Kind
     order: tuple[int, float]
-    """The most urgent is the least: higher priorities, then those due first."""
+    """The most urgent of a tenant is the least: higher priorities, then those due first."""
+    tenant: str = ""
     ready_s: float = 0.0
     """When to ask again."""
 
 
 class WaitingRoom:
-    """Of each kind at most `most` requests wait; of those that are ready the most urgent asks, one at a time."""
+    """Of each kind at most `most` requests wait; of those that are ready the first in order asks, one at a time."""
 
-    def __init__(self, most: int, clock: Clock) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, most: int, shares: Shares, clock: Clock) -> None:
+        self._most, self._shares, self._clock = most, shares, clock
         self._places: list[Place] = []
         self._asking: dict[common_pb2.Kind, Place] = {}
         self._changed = asyncio.Event()
@@ -51,11 +57,13 @@ class WaitingRoom:
         return sum(place.kind == kind for place in self._places)
 
     def enter(self, place: Place) -> None:
-        """Takes a place, until `leave`. Where there are too many, the least urgent loses its own. Mutates the room."""
+        """Takes a place, until `leave`. Where there are too many, one of the lowest priority loses its own.
+
+        That is the last one of the tenant that has the most places for its weight. Mutates the room.
+        """
         self._places.append(place)
         if self.count(place.kind) > self._most:
-            least = max((each for each in self._places if each.kind == place.kind), key=_order)
-            self.leave(least)
+            self.leave(self._last(place.kind))
 
     def leave(self, place: Place) -> None:
         """Gives a place up, if there is one. Mutates the room."""
@@ -95,13 +103,23 @@ class WaitingRoom:
         if place.kind in self._asking or place.ready_s > now_s:
             return False
         ready = (each for each in self._places if each.kind == place.kind and each.ready_s <= now_s)
-        return min(ready, key=_order) is place
+        return min(ready, key=self._order) is place
+
+    def _order(self, place: Place) -> tuple[int, float, float]:
+        priority, due_s = place.order
+        return priority, self._shares.used(place.tenant), due_s
+
+    def _last(self, kind: common_pb2.Kind) -> Place:
+        lowest = max(place.order[0] for place in self._places if place.kind == kind)
+        places = [place for place in self._places if place.kind == kind and place.order[0] == lowest]
+        held = Counter(place.tenant for place in places)
+
+        def claim(place: Place) -> tuple[float, str, float]:
+            return held[place.tenant] / self._shares.weight_of(place.tenant), place.tenant, place.order[1]
+
+        return max(places, key=claim)
 
 
 def may_wait(refusal: HeadwayError) -> bool:
     """Whether the refusal is for load, and not for good."""
     return refusal.reason in _LATER and refusal.retry_after_s is not None
-
-
-def _order(place: Place) -> tuple[int, float]:
-    return place.order

@@ -56,12 +56,19 @@ class Unhurried:
     def rest(self) -> None:
         """Nothing is kept."""
 
-    def declare(self, demand: object) -> None:
+    def hurry(self, due_s: float) -> None:
+        """A load never does."""
+
+    def declare(self, demand: object, *, step_end_s: float | None = None) -> None:
         """A load demands nothing by any time."""
 
     def others(self) -> tuple[tuple[float, float], ...]:
         """Not asked: a load plans nothing."""
         return ()
+
+    @property
+    def busy_until_s(self) -> None:
+        """Not asked either."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,15 @@ def test_every_timed_run_holds_the_device_behind_all_real_work() -> None:
 
         def rest(self) -> None: ...
 
-        def declare(self, demand: object) -> None: ...
+        def hurry(self, due_s: float) -> None: ...
+
+        def declare(self, demand: object, *, step_end_s: float | None = None) -> None: ...
 
         def others(self) -> tuple[tuple[float, float], ...]:
             return ()
+
+        @property
+        def busy_until_s(self) -> None: ...
 
     cost = quiet_cost(lambda: sum(range(1000)), Recording(), repeats=6)
     assert cost.mean_ms > 0

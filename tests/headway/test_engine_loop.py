@@ -5,121 +5,21 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from sum_engine import LADDER, Alone, Quiet, SteppedClock, Sum, SumEngine, SumScheduler, make, outcome
 
-from headway.cost import Cost, Load, StepCurve
+from headway.cost import Cost
 from headway.deadline import Budget
-from headway.device import Lease
 from headway.engine import Batch, Pulse
 from headway.engine_loop import EngineLoop
-from headway.errors import BudgetTooSmall, Draining, Expired, Failed, HeadwayError, Shed
-from headway.planning import Job, Option, Setting
+from headway.errors import BudgetTooSmall, Draining, Expired, Failed, Shed
 from headway.policy import policy_of
-from headway.quality import Ladder, Rung, read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
-
-LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.8, nfe=2), Rung("1", 0.5, nfe=1)))
-
-
-@dataclass
-class Sum:
-    """Adds `number` once per step."""
-
-    ticket: Ticket
-    number: int
-    total: int = 0
-
-
-class SumScheduler:
-    """Whatever is ready goes together, at most `max_batch`; a step is said to cost `step_ms`."""
-
-    def __init__(self, step_ms: float, max_batch: int = 8) -> None:
-        self.curve = StepCurve(((1, Cost(step_ms)),))
-        self.max_batch = max_batch
-
-    def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
-        return Setting(now_s, self.curve, self.max_batch, scale, foreign)
-
-    def job(self, work: Sum, now_s: float) -> Job:
-        ticket = work.ticket
-        done = ticket.steps_executed
-        options = [
-            Option(rung, Load(ticket.budget.due_s, 1, rung.nfe - done))
-            for rung in ticket.wish.allowed
-            if rung.nfe is not None and rung.nfe > done
-        ]
-        return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, tuple(options))
-
-    def next_batch(self, works: Sequence[Sum], now_s: float, scale: Cost) -> Batch[Sum] | None:
-        taken = tuple(works[: self.max_batch])
-        return Batch("steps", taken, len(taken), self.curve.at(len(taken)))
-
-
-@dataclass
-class SumEngine:
-    gate: threading.Event = field(default_factory=threading.Event)
-    fails: bool = False
-    batches: list[list[int]] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
-
-    def run(self, batch: Batch[Sum]) -> list[int]:
-        assert self.gate.wait(10)
-        if self.fails:
-            raise ArithmeticError("no more numbers")
-        return [work.total + work.number for work in batch.works]
-
-    def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
-        events: list[tuple[Ticket, Any]] = []
-        self.batches.append([work.ticket.key for work in batch.works])
-        for work, total in zip(batch.works, result, strict=True):
-            work.total = total
-            work.ticket.steps_executed += 1
-            events.append((work.ticket, total))
-            if work.ticket.steps_executed >= (work.ticket.rung.nfe or 0):
-                events.append((work.ticket, Finished(total)))
-        return events
-
-    def release(self, work: Sum) -> None:
-        self.released.append(work.ticket.key)
-
-
-class Alone:
-    """A device that nobody shares, which remembers what it was told."""
-
-    def __init__(self, others: tuple[tuple[float, float], ...] = ()) -> None:
-        self.demand: list[tuple[float, float]] = []
-        self._others = others
-
-    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Any]:
-        return nullcontext(Lease(wait_s=0.0, granted=True))
-
-    def rest(self) -> None:
-        """Nothing is kept."""
-
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None:
-        self.demand = list(demand)
-
-    def others(self) -> tuple[tuple[float, float], ...]:
-        return self._others
-
-
-class Quiet:
-    def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Any) -> None: ...
-
-    def finished(self, ticket: Ticket, now_s: float) -> None: ...
-
-
-def make(number: int = 1, budget_s: float = 5.0, level: common_pb2.ServiceLevel | None = None) -> Sum:
-    now_s = time.monotonic()
-    budget = Budget(now_s, now_s + budget_s, 0.0)
-    wish = read_wish(level or common_pb2.ServiceLevel(), LADDER, common_pb2.KIND_IMAGE)
-    return Sum(Ticket(budget, wish, budget.due_s), number)
 
 
 class Rig:
@@ -138,14 +38,6 @@ async def rig() -> AsyncIterator[Rig]:
     yield made
     made.engine.gate.set()
     await made.loop.stop()
-
-
-async def outcome(ticket: Ticket) -> Any:
-    """Reads events to the last one."""
-    while True:
-        event = await asyncio.wait_for(ticket.events.get(), 10)
-        if isinstance(event, Finished | HeadwayError):
-            return event
 
 
 async def test_runs_every_step_of_the_top_rung_when_there_is_time(rig: Rig) -> None:
@@ -303,7 +195,9 @@ async def test_work_whose_deadline_passed_while_it_ran_is_told_so() -> None:
 
 async def test_the_device_is_told_what_is_to_come(rig: Rig) -> None:
     async with rig.loop.submit(make()) as ticket:
-        assert rig.device.demand == [(ticket.budget.due_s, pytest.approx(4.0))]
+        assert await asyncio.to_thread(rig.engine.begun.wait, 10)
+        assert rig.device.demand == [(ticket.budget.due_s, pytest.approx(3.0))]
+        assert rig.device.step_end_s is not None, "and the step that runs beside it"
         snapshot = rig.loop.snapshot()
         assert snapshot.in_flight == 1
         assert snapshot.choices[0].option.load.steps_left == 4
@@ -326,16 +220,6 @@ async def test_a_fault_in_a_decision_ends_the_worker_and_tells_its_callers(rig: 
                 pass
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-
-
-class SteppedClock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class SlowBookkeeping(SumEngine):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from headway.cost import Cost, Load, StepCurve
 from headway.errors import BudgetTooSmall, Shed
+from headway.jobs import DEMAND_BUCKETS, demand_of
 from headway.planning import Job, Option, Setting, admit, plan_queue, predict, reason_of
 from headway.quality import Rung
 from headway.v1 import common_pb2
@@ -202,3 +203,50 @@ def test_time_for_a_stall_is_kept_free_at_admission_and_costs_no_quality() -> No
     with pytest.raises(Shed):
         admit([job(1, 5.0)], job(2, 0.12), stalling)
     assert labels([job(1, 0.42)], stalling) == ["4"]
+
+
+def test_rungs_are_not_raised_at_the_cost_of_work_of_others_that_is_due_later() -> None:
+    """Two jobs with time to spare, and 300 ms of another worker's that are due 50 ms after they would be done."""
+    queue = [job(1, 0.6), job(2, 0.8)]
+    assert labels(queue) == ["4", "4"]
+    shared = replace(ALONE, foreign=((0.85, 300.0),))
+    plan = plan_queue(queue, shared)
+    own_ms = sum(choice.option.load.steps_left * 100 for choice in plan.values())
+    assert own_ms + 300 <= 850
+    assert own_ms > 200, "no lower than it takes"
+    assert labels(queue, replace(ALONE, foreign=((0.85, 900.0),))) == ["4", "4"], "what is lost is not waited for"
+
+
+def test_foreign_work_in_danger_is_not_pushed_further() -> None:
+    shared = replace(ALONE, foreign=((0.5, 450.0),))
+    in_danger = [job(1, 0.4, rungs=3)]  # 100 ms of it at least, so that the foreign work is 50 ms late already
+    urgent = Job(2, NORMAL, 0.45, 0.45, (Option(RUNGS[0], Load(0.45, 1, 0, Cost(5.0))),))
+    with pytest.raises(Shed, match="another worker"):
+        admit(in_danger, urgent, shared)
+    assert admit(in_danger, job(2, 5.0), shared)
+
+
+def test_others_are_told_what_admission_counts_on_and_by_when() -> None:
+    setting = replace(
+        ALONE, curve=StepCurve(((1, Cost(100.0, 100.0)),)), busy_ms=30.0, foreign=((0.5, 70.0),), overhead_ms=10.0
+    )
+    plan = plan_queue([job(1, 1.0, rungs=1), job(2, 3.0, rungs=1)], setting)
+    rows = demand_of(plan, setting)
+    assert [due_s for due_s, _ in rows] == [pytest.approx(0.99), pytest.approx(2.99)]
+    assert rows[0][1] == pytest.approx(Cost(400.0, 400.0).quantile_ms(0.999))
+    assert sum(ms for _, ms in rows) == pytest.approx(Cost(800.0, 800.0).quantile_ms(0.999))
+    begun = demand_of(plan, setting, running_ms=500.0)
+    assert [due_s for due_s, _ in begun] == [pytest.approx(2.99)], "a step that has begun is told beside the rest"
+    assert begun[0][1] == pytest.approx(sum(ms for _, ms in rows) - 500.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.1, 9.0), min_size=1, max_size=40, unique=True))
+def test_no_more_is_told_than_fits_and_never_less_work_by_any_time(dues_s: list[float]) -> None:
+    plan = plan_queue([job(key, due_s, rungs=1) for key, due_s in enumerate(dues_s)], ALONE)
+    rows = demand_of(plan, ALONE)
+    assert len(rows) <= DEMAND_BUCKETS
+    assert rows == sorted(rows)
+    for place, due_s in enumerate(sorted(dues_s), start=1):
+        assert sum(ms for told_s, ms in rows if told_s <= due_s) >= place * 400.0 - 1e-6
+    assert sum(ms for _, ms in rows) == pytest.approx(len(dues_s) * 400.0)

@@ -86,3 +86,14 @@ def test_goodput_stays_below_the_bound() -> None:
     outcome = simulate(cluster(), steady_demand(0.9), 120, bounded=True)
     assert outcome.bound is not None
     assert 0.5 * outcome.bound < outcome.tally.all.goodput <= outcome.bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("load", "policy"), [(0.3, "greedy"), (0.6, "headway"), (1.2, "greedy"), (1.2, "headway")])
+def test_kinds_that_share_a_device_keep_what_they_promise(load: float, policy: str) -> None:
+    """Steps take up to 40 ms, and what each has admitted and runs the others know half a millisecond later."""
+    images, frames, texts = default_models(0.05)
+    models = (images, frames, replace(texts, stride=1))
+    shared = Cluster(dict.fromkeys(models, 2), noise=Noise(0.05), shared=True, policy=policy)
+    counts = simulate(shared, steady_demand(load), 700, seed=2).tally.all
+    assert counts.admitted > 100
+    assert counts.admitted - counts.in_time <= counts.admitted / 500

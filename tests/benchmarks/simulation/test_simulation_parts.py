@@ -13,6 +13,7 @@ from benchmarks.simulation.host import Host, Noise
 from benchmarks.simulation.models import default_models, mean_least_ms
 from benchmarks.simulation.stream import Demand, Shares, requests, steady_demand
 from benchmarks.simulation.tally import jain
+from headway.device import Demand as Declared
 
 
 def test_events_happen_in_order_and_those_of_one_time_in_the_order_they_were_made() -> None:
@@ -43,7 +44,7 @@ def test_a_host_is_slow_for_its_share_of_the_time_and_steps_spread_as_told() -> 
 
 
 def test_a_shared_device_goes_to_the_most_urgent_and_a_kept_lease_ends_with_the_next_question() -> None:
-    device, begun = SharedDevice("d"), list[str]()
+    device, begun = SharedDevice("d", Clock(), 0.0), list[str]()
     device.lease("a", 9.0, lambda: begun.append("a"))
     device.lease("b", 5.0, lambda: begun.append("b"))
     device.lease("c", 3.0, lambda: begun.append("c"))
@@ -53,6 +54,23 @@ def test_a_shared_device_goes_to_the_most_urgent_and_a_kept_lease_ends_with_the_
     device.rest("c")
     device.rest("a again")  # nobody of this name holds it
     assert begun == ["a", "c", "a again"]
+
+
+def test_others_on_a_shared_device_know_of_each_other_a_moment_later() -> None:
+    clock = Clock()
+    device, seen = SharedDevice("d", clock, tell_s=0.5), list[object]()
+
+    def look() -> None:
+        seen.append((device.others("b"), device.busy_until_s("b"), device.busy_until_s("a")))
+
+    device.lease("a", 9.0, lambda: device.declare("a", [(9.0, 3.0)], 2.0))
+    clock.at(0.4, look)
+    clock.at(0.6, look)
+    clock.at(0.7, device.rest, "a")
+    clock.at(0.8, look)
+    clock.follow(iter(()), look)
+    told = (Declared(9.0, 3.0),)
+    assert seen == [((), None, None), (told, 2.0, None), (told, None, None)]
 
 
 def test_requests_come_in_order_at_the_rate_that_was_asked_and_the_same_for_everyone() -> None:

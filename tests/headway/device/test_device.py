@@ -17,6 +17,9 @@ import uvloop
 from headway.device import ArbiterError, Demand, DeviceArbiter, DeviceClient
 from headway.device.wire import (
     MAX_CLIENTS,
+    NEWS,
+    Busy,
+    Declare,
     FrameReader,
     Grant,
     Ping,
@@ -24,6 +27,7 @@ from headway.device.wire import (
     ProtocolError,
     Release,
     Request,
+    Running,
     encode,
 )
 
@@ -367,3 +371,101 @@ def test_a_kept_lease_yields_to_more_urgent_work_at_the_next_step(arbiter: Devic
             order.append("patient")
         thread.join(10)
     assert order == ["patient", "urgent", "patient"]
+
+
+def busy(client: DeviceClient) -> float | None:
+    client.others()
+    return client.busy_until_s
+
+
+def test_others_know_when_the_step_that_runs_should_end(arbiter: DeviceArbiter, path: Path) -> None:
+    end_s = time.monotonic() + 60.0
+    with client_of(path) as first, client_of(path) as second, client_of(path) as third:
+        with first.lease(due_s=1.0) as lease:
+            assert lease.granted
+            eventually(lambda: first._link is not None and first._link.tells_news)
+            first.declare([Demand(9.0, 1.0)], step_end_s=end_s)
+            eventually(lambda: busy(second) == busy(third) == end_s)
+            assert second.others() == (Demand(9.0, 1.0),), "told together"
+            assert busy(first) is None
+        eventually(lambda: busy(second) is busy(third) is None)
+        with second.lease(due_s=1.0):
+            first.declare([], step_end_s=end_s)  # it holds nothing
+            eventually(lambda: third.others() == ())
+            assert busy(third) is None
+
+
+def test_what_is_granted_is_not_behind_the_step_before_it(arbiter: DeviceArbiter, path: Path) -> None:
+    with client_of(path) as first, client_of(path) as second:
+        with first.lease(due_s=1.0):
+            eventually(lambda: first._link is not None and first._link.tells_news)
+            first.declare([], step_end_s=time.monotonic() + 60.0)
+            eventually(lambda: busy(second) is not None)
+        with second.lease(due_s=1.0):
+            assert second.busy_until_s is None
+
+
+def test_who_waits_can_be_told_to_hurry(arbiter: DeviceArbiter, path: Path) -> None:
+    order: list[str] = []
+    with client_of(path) as holder, client_of(path) as patient, client_of(path) as other:
+
+        def work(client: DeviceClient, due_s: float, name: str) -> None:
+            with client.lease(due_s=due_s, label=name) as lease:
+                assert lease.granted
+                order.append(name)
+
+        threads = [
+            threading.Thread(target=work, args=(patient, 50.0, "patient")),
+            threading.Thread(target=work, args=(other, 20.0, "other")),
+        ]
+        with holder.lease(due_s=1.0):
+            for thread in threads:
+                thread.start()
+            eventually(lambda: arbiter._queue.waiting == 2)
+            patient.hurry(60.0)  # it is due earlier already
+            patient.hurry(10.0)
+            holder.hurry(0.5)  # it does not wait
+            eventually(lambda: {waiter.due_s for waiter in arbiter._queue._claims.values()} == {1.0, 10.0, 20.0})
+        for thread in threads:
+            thread.join(10)
+    assert order == ["patient", "other"]
+
+
+def test_a_client_of_an_older_release_is_told_nothing_that_it_does_not_know(arbiter: DeviceArbiter, path: Path) -> None:
+    with connect(path) as old, client_of(path) as client, client.lease(due_s=1.0):
+        eventually(lambda: client._link is not None and client._link.tells_news)
+        client.declare([Demand(2.0, 3.0)], step_end_s=time.monotonic() + 60.0)
+        old.sendall(encode(Ping()))
+        received, reader = list[object](), FrameReader()
+        while Pong() not in received:
+            received += reader.feed(old.recv(100))
+    assert not any(isinstance(message, Busy) for message in received)
+
+
+def test_an_arbiter_of_an_older_release_is_sent_nothing_that_it_does_not_know(path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with listener:
+        listener.bind(str(path))
+        listener.listen()
+        with client_of(path) as client:
+            arbiter, _ = listener.accept()
+            with arbiter:
+                arbiter.sendall(encode(Grant(1)))  # its first lease, before it asks
+                with client.lease(due_s=1.0) as lease:
+                    assert lease.granted
+                    client.declare([Demand(2.0, 3.0)], step_end_s=time.monotonic() + 60.0)
+                sent, reader = list[object](), FrameReader()
+                while Release(1) not in sent:
+                    sent += reader.feed(arbiter.recv(1000))
+    assert sent == [Declare(()), Release(NEWS), Request(1, 1.0, ""), Declare((Demand(2.0, 3.0),)), Release(1)]
+
+
+def test_who_says_that_its_step_never_ends_is_dropped(arbiter: DeviceArbiter, path: Path) -> None:
+    with connect(path) as raw, client_of(path) as client:
+        raw.sendall(encode(Request(1, 1.0, "")))
+        assert next(FrameReader().feed(raw.recv(100))) == Grant(1)
+        raw.sendall(encode(Running(1, 1e300)))
+        assert raw.recv(100) == b""
+        with client.lease(due_s=1.0) as lease:
+            assert lease.granted
+            assert client.busy_until_s is None

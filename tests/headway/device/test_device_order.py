@@ -65,3 +65,17 @@ def test_each_client_sees_the_last_word_of_all_others(script: list[tuple[int, li
     for client in range(6):
         expected = [item for other, demand in last.items() if other != client for item in demand]
         assert sorted(board.others(client)) == sorted(expected)
+
+
+def test_all_but_the_holder_know_when_its_step_should_end_until_the_lease_ends() -> None:
+    queue: LeaseQueue[str] = LeaseQueue()
+    queue.ask("a", 1, 1.0, "")
+    assert not queue.running("a", 1, 5.0), "it waits yet"
+    queue.grant()
+    assert queue.busy_until_s("b") is None, "it has not begun"
+    assert not queue.running("a", 2, 5.0)
+    assert not queue.running("b", 1, 5.0)
+    assert queue.running("a", 1, 5.0)
+    assert (queue.busy_until_s("a"), queue.busy_until_s("b")) == (None, 5.0)
+    queue.end("a")
+    assert queue.busy_until_s("b") is None

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from headway.device.wire import (
     MAX_BUCKETS,
+    MAX_STEP_S,
+    Busy,
     Declare,
     Demand,
     FrameReader,
@@ -17,7 +19,9 @@ from headway.device.wire import (
     ProtocolError,
     Release,
     Request,
+    Running,
     check_declared,
+    check_end,
     encode,
 )
 
@@ -32,6 +36,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Others, demands),
     st.just(Ping()),
     st.just(Pong()),
+    st.builds(Running, ids, times),
+    st.builds(Busy, st.none() | times),
 )
 
 
@@ -72,6 +78,10 @@ def _frame(kind: int, payload: bytes) -> bytes:
         _frame(2, struct.pack("!dd", 1.0, -1.0)),
         _frame(2, struct.pack("!dd", float("inf"), 1.0)),
         _frame(3, b"x"),
+        _frame(7, struct.pack("!Id", 1, float("inf"))),
+        _frame(8, b"x" * 7),
+        _frame(8, struct.pack("!d", float("nan"))),
+        _frame(9, b""),
         struct.pack("!HB", 0xFFFF, 2),
     ],
 )
@@ -87,3 +97,10 @@ def test_declared_demand_is_limited() -> None:
         check_declared([item] * (MAX_BUCKETS + 1))
     with pytest.raises(ProtocolError, match="negative"):
         check_declared([Demand(1.0, -1.0)])
+
+
+@pytest.mark.parametrize("end_s", [float("inf"), float("nan"), 10.0 + MAX_STEP_S + 1])
+def test_a_step_that_never_ends_is_refused(end_s: float) -> None:
+    with pytest.raises(ProtocolError):
+        check_end(end_s, 10.0)
+    assert check_end(9.0, 10.0) == 9.0

@@ -157,7 +157,7 @@ def test_ttls_must_agree() -> None:
 
 
 async def test_the_metric_says_whether_redis_answers(valkey: Any) -> None:
-    reachable = Metrics("prefix-cache", "0").store_reachable
+    reachable = Metrics("prefix-cache", "0").store_reachable.labels("cache")
     link = RedisLink(valkey.url, connections=2, reachable=reachable)
     store = ResultStore(link)
     assert await store.get(KEY, timeout_s=5) is None

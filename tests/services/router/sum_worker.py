@@ -95,10 +95,15 @@ class Alone:
     def rest(self) -> None:
         """Nothing is kept."""
 
-    def declare(self, demand: Sequence[tuple[float, float]]) -> None: ...
+    def hurry(self, due_s: float) -> None: ...
+
+    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None: ...
 
     def others(self) -> tuple[tuple[float, float], ...]:
         return ()
+
+    @property
+    def busy_until_s(self) -> None: ...
 
 
 class SumServicer:

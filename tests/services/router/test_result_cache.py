@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from headway.deadline import Budget
 from headway.local_redis import LocalRedis
-from headway.requests import images_request, render_request, service_level
-from headway.v1 import common_pb2, image_pb2, router_pb2
-from services.router.methods import GENERATE_IMAGES, RENDER
+from headway.requests import images_request, render_request, service_level, text_request
+from headway.v1 import common_pb2, image_pb2, router_pb2, text_pb2
+from services.router.methods import GENERATE_IMAGES, GENERATE_TEXT, RENDER
 from services.router.replay import read_answer, replay, result_key
 
 CACHED = common_pb2.RUNG_REASON_CACHED
@@ -68,6 +68,45 @@ async def test_the_same_request_is_answered_from_the_cache_with_figures_of_its_o
     assert dict(await call.trailing_metadata())["headway-reason"] == "cached"
     assert len(worker.servicer.budgets) == 1
     assert (count(mesh, "image", "miss"), count(mesh, "image", "hit")) == (1, 1)
+
+
+async def story(client: Any, request: Any) -> tuple[list[int], Any]:
+    messages = [message async for message in client.text.Generate(request, timeout=20)]
+    assert messages[0].HasField("plan")
+    return [token for message in messages for token in message.chunk.token_ids], messages[-1].summary
+
+
+async def test_texts_that_are_drawn_one_way_are_cached_when_they_ended_by_themselves(mesh: Any, valkey: Any) -> None:
+    worker = await mesh.worker("text")
+    address, _ = await mesh.cache(valkey.url)
+    client = await mesh.router(worker, prefix_cache=address, **PATIENT)
+    greedy, seeded = text_request("abc", temperature=0.0), text_request("abc", seed=7)
+    cut = text_request("abc", seed=8, level=service_level(exact="2"))
+    drawn, resumed = text_request("abc"), text_request("abc", seed=7)
+    resumed.resume.CopyFrom(text_pb2.Resume(token_ids=[3], seed=7, sampler_position=1))
+    for request in (greedy, seeded, cut, drawn, resumed):
+        assert (await story(client, request))[1].served.reason != CACHED
+    await kept(valkey.url, 2)
+    for request in (greedy, seeded):
+        tokens, summary = await story(client, request)
+        assert (tokens, summary.served.reason) == ([3, 6, 9, 12], CACHED)
+    for request in (cut, drawn, resumed):
+        assert (await story(client, request))[1].served.reason != CACHED
+    assert (count(mesh, "text", "hit"), count(mesh, "text", "miss")) == (2, 4)
+    assert (await story(client, text_request("abc", seed=7, level=service_level(exact="2"))))[0] == [3, 6]
+
+
+def ending(reason: int, quality: float) -> bytes:
+    served = common_pb2.Served(asset_hash="a", quality=quality)
+    part = text_pb2.GenerateSummary(finish_reason=reason, served=served)
+    return text_pb2.GenerateResponse(summary=part).SerializeToString()
+
+
+def test_a_text_that_was_cut_is_no_answer_for_others() -> None:
+    whole = [(text_pb2.FINISH_REASON_STOP, 1.0), (text_pb2.FINISH_REASON_LENGTH, 1.0)]
+    cut = [(text_pb2.FINISH_REASON_DEADLINE, 1.0), (text_pb2.FINISH_REASON_LENGTH, 0.5)]
+    assert all(read_answer(GENERATE_TEXT, [ending(*each)]) is not None for each in whole)
+    assert all(read_answer(GENERATE_TEXT, [ending(*each)]) is None for each in cut)
 
 
 async def test_frames_are_cached_and_unseeded_images_and_texts_are_not(mesh: Any, valkey: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from headway.requests import images_request, service_level
+from headway.requests import images_request, service_level, text_request
 from headway.v1 import common_pb2
 
 CACHED = common_pb2.RUNG_REASON_CACHED
@@ -123,6 +123,32 @@ async def test_other_seeds_and_unseeded_images_are_computed_each_for_itself(mesh
     worker.engine.gate.set()
     await asyncio.gather(*answers)
     assert joined(mesh) == 0
+
+
+async def story(client: Any, asked: Any) -> tuple[list[int], Any]:
+    messages = [message async for message in client.text.Generate(asked, timeout=LONG_S)]
+    tokens = [token for message in messages for token in message.chunk.token_ids]
+    return tokens, messages[-1].summary.served
+
+
+async def test_the_same_text_in_flight_is_computed_once_but_not_for_who_waits_for_its_first_token(mesh: Any) -> None:
+    worker = await mesh.worker("text", closed=True)
+    client = await mesh.router(worker)
+    patient, soon = text_request("abc", temperature=0.0), text_request("abc", temperature=0.0)
+    soon.service_level.first_token_target.FromMilliseconds(500)
+    first = asyncio.create_task(story(client, patient))
+    await begun(worker, 1)
+    joins = asyncio.create_task(story(client, patient))
+    async with asyncio.timeout(LONG_S):
+        while not mesh.router_service.metrics.result_cache.labels("text", "joined")._value.get():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    alone = asyncio.create_task(story(client, soon))
+    await begun(worker, 2)
+    worker.engine.gate.set()
+    answers = await asyncio.gather(first, joins, alone)
+    assert [tokens for tokens, _ in answers] == [[3, 6, 9, 12]] * 3
+    assert [served.reason == CACHED for _, served in answers] == [False, True, False]
+    assert len(worker.servicer.budgets) == 2
 
 
 async def test_it_can_be_switched_off(mesh: Any) -> None:
