@@ -16,6 +16,7 @@ all that there is until others come.
 import bisect
 import itertools
 import math
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,29 @@ _REFUSED_AT, _REFUSED_PER = 1.1, 1.5
 """Refusing is for what lowering cannot mend: by the estimate the lowest rungs may ask for a little more than there is,
 but the backlog counts for more."""
 
-FREE = -math.inf
-"""The price of what there is enough of."""
+_ALIKE = 1e-6
+"""Worths that differ by less than this share are the same."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a ms must bring."""
+
+    worth: float
+    """Quality a calibrated ms."""
+    share: float
+    """Of those who bring just that much, so many have it."""
+
+    def taken(self, worth: float, lot: float) -> bool:
+        """Whether time goes to who brings so much of it; `lot`, from 0 to 1, decides among equals."""
+        if worth == self.worth or abs(worth - self.worth) <= _ALIKE * self.worth:
+            return lot < self.share
+        return worth > self.worth
+
+
+FREE, NOTHING = Price(-math.inf, 1.0), Price(math.inf, 0.0)
+"""Of what there is enough of, and of what there is nothing of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +76,9 @@ class Offer:
     more: tuple[tuple[float, float, int], ...]
     """(quality a ms, ms, the level that is reached): what rungs above it bring, the most for its time first."""
 
-    def level(self, price: float, bottom: int) -> int:
-        """The best level that brings more than the price for its time."""
-        taken = itertools.takewhile(lambda step: step[0] > price, self.more)
+    def level(self, price: Price, lot: float, bottom: int) -> int:
+        """The best level that brings the price for its time."""
+        taken = itertools.takewhile(lambda step: price.taken(step[0], lot), self.more)
         return min((level for _, _, level in taken), default=bottom)
 
 
@@ -101,11 +123,17 @@ class _Wanted:
     def share(self) -> float:
         return self.shares[-1] if self.shares else 0.0
 
-    def price(self, room: float) -> float:
+    def price(self, room: float) -> Price:
         """The worth of what no longer fits in this share of the time."""
         if self.share <= room:
             return FREE
-        return math.inf if room <= 0 else self.worths[bisect.bisect_right(self.shares, room)]
+        if room <= 0:
+            return NOTHING
+        worth = self.worths[bisect.bisect_right(self.shares, room)]
+        first = bisect.bisect_left(self.worths, -worth * (1 + _ALIKE), key=operator.neg)
+        end = bisect.bisect_right(self.worths, -worth * (1 - _ALIKE), key=operator.neg)
+        before = self.shares[first - 1] if first else 0.0
+        return Price(worth, (room - before) / (self.shares[end - 1] - before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +149,11 @@ class _Expected:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Quality that a calibrated ms of the device must bring, by priority."""
+    """By priority."""
 
-    least: Mapping[int, float]
+    least: Mapping[int, Price]
     """To be kept at all, at the lowest rung."""
-    more: Mapping[int, float]
+    more: Mapping[int, Price]
     """To get more than that."""
 
 
@@ -157,7 +185,7 @@ class Demand:
     def worth_keeping(self, admitted: Sequence[Job], job: Job, setting: Setting) -> bool:
         """Whether a new request brings as much for its time as those who are expected until it is due."""
         prices = self._prices(admitted, setting, job.due_s - setting.now_s)
-        return prices is None or offer_of(job, setting).least_worth >= prices.least[job.priority]
+        return prices is None or prices.least[job.priority].worth * (1 - _ALIKE) <= offer_of(job, setting).least_worth
 
     def _prices(self, jobs: Sequence[Job], setting: Setting, patience_s: float = 0.0) -> Prices | None:
         """None: nothing is expected. Who has more patience than the horizon has time for a longer backlog."""
@@ -186,11 +214,11 @@ def _pressing(left_s: float, horizon_s: float) -> float:
 
 def _prices_for(expected: _Expected, over: float, slowness: float) -> Prices:
     """`over`: how much longer the backlog is than it should be, over the horizon."""
-    used, enough, least, more = 0.0, True, dict[int, float](), dict[int, float]()
+    used, enough, least, more = 0.0, True, dict[int, Price](), dict[int, Price]()
     for priority, lowest in _ORDER:
         share = _REFUSED_AT * (1 - _REFUSED_PER * over) if lowest else 1 - over
         wanted, prices = (expected.least, least) if lowest else (expected.more, more)
-        prices[priority] = wanted[priority].price(share / slowness - used) if enough else math.inf
+        prices[priority] = wanted[priority].price(share / slowness - used) if enough else NOTHING
         enough = prices[priority] == FREE
         used += wanted[priority].share
     return Prices(least, more)
@@ -230,8 +258,8 @@ def _wanted(rows: list[tuple[float, float]], span_ms: float) -> _Wanted:
     return _Wanted(tuple(worth for worth, _ in rows), tuple(shares))
 
 
-def _without_dearer(job: Job, price: float, setting: Setting) -> Job:
+def _without_dearer(job: Job, price: Price, setting: Setting) -> Job:
     if price == FREE or len(job.options) == 1:
         return job
-    level = offer_of(job, setting).level(price, len(job.options) - 1)
+    level = offer_of(job, setting).level(price, job.key * _GOLDEN % 1.0, len(job.options) - 1)
     return replace(job, options=job.options[level:]) if level else job

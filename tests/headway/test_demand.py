@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.cost import Cost, Load, StepCurve
-from headway.demand import Demand, offer_of
+from headway.demand import Demand, Price, offer_of
 from headway.errors import Shed
 from headway.jobs import Job, Option, Setting
 from headway.policy import Greedy, Planned
@@ -89,6 +89,15 @@ def test_each_priority_has_its_price() -> None:
     assert kept(demand, replace(busy, commits=False), high, normal, low) == ["4", "4", "4"]
 
 
+def test_of_equals_so_many_have_more_as_there_is_time_for() -> None:
+    """Six a second leave 0.3 of the device: half of them have a second step."""
+    demand, setting = arriving(6.0)
+    busy = replace(setting, busy_ms=900.0 + 100)
+    labels = [kept(demand, busy, job(key, setting.now_s))[0] for key in range(100)]
+    assert labels.count("2") + labels.count("1") == 100
+    assert 0.4 <= labels.count("2") / 100 <= 0.6
+
+
 QUALITY = st.floats(0, 1).map(lambda value: round(value, 3))
 
 
@@ -102,7 +111,7 @@ def test_an_offers_level_is_the_best_at_its_price(qualities: list[float], price:
     setting = replace(SETTING, curve=StepCurve(((1, Cost(1.0)),)))
     offer = offer_of(Job(1, NORMAL, 101.0, 101.0, tuple(options)), setting)
     gains = [quality - price * count for quality, count in zip(falling, steps, strict=True)]
-    assert gains[offer.level(price, len(falling) - 1)] == pytest.approx(max(gains), abs=1e-6)
+    assert gains[offer.level(Price(price, 0.0), 0.0, len(falling) - 1)] == pytest.approx(max(gains), abs=1e-6)
     worths = [worth for worth, _, _ in offer.more]
     assert worths == sorted(worths, reverse=True)
 
