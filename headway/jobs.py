@@ -89,8 +89,7 @@ def demand_of(plan: QueuePlan, setting: Setting, *, running_ms: float = 0.0) -> 
     rows, before_ms = list[tuple[float, float]](), running_ms
     for choice in plan.values():
         due_s = choice.job.due_s - setting.kept_s
-        finish_ms = choice.finish.quantile_ms(setting.admission_quantile)
-        own_ms = finish_ms - setting.busy_ms - ahead_ms(due_s, setting.foreign)
+        own_ms = _counted_on_ms(choice, due_s, setting) - setting.busy_ms - ahead_ms(due_s, setting.foreign)
         if own_ms > before_ms:  # else it shares the steps of those before it
             rows.append((due_s, own_ms - before_ms))
             before_ms = own_ms
@@ -98,3 +97,10 @@ def demand_of(plan: QueuePlan, setting: Setting, *, running_ms: float = 0.0) -> 
         place = min(range(1, len(rows)), key=lambda place: rows[place][0] - rows[place - 1][0])
         rows[place - 1 : place + 1] = [(rows[place - 1][0], rows[place - 1][1] + rows[place][1])]
     return rows
+
+
+def _counted_on_ms(choice: Choice, due_s: float, setting: Setting) -> float:
+    """When a job is over, from now: at the admission quantile, or in time where it would be lowered for that."""
+    room_ms = (due_s - setting.now_s) * 1000
+    finish = choice.finish
+    return min(finish.quantile_ms(setting.admission_quantile), max(finish.quantile_ms(setting.rung_quantile), room_ms))

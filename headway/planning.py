@@ -134,8 +134,8 @@ def _broken_by(admitted: Sequence[Job], job: Job, together: QueueModel) -> str |
 
 def _breaks_foreign(before: QueueModel, together: QueueModel) -> bool:
     """Whether foreign work comes late, or later than it would without the newcomer; what is lost does not count."""
-    rows = zip(before.foreign_lateness_ms(), together.foreign_lateness_ms(), together.foreign_late_ms, strict=True)
-    return any(after_ms > max(0.0, ms) + _ROUNDING_MS for ms, after_ms, alone_ms in rows if alone_ms <= 0)
+    rows = zip(before.foreign_lateness_ms(), together.foreign_lateness_ms(), together.foreign_lost, strict=True)
+    return any(after_ms > max(0.0, ms) + _ROUNDING_MS for ms, after_ms, lost in rows if not lost)
 
 
 def _most_late_ms(model: QueueModel) -> dict[int, float]:

@@ -6,12 +6,16 @@ and not on objects; `headway.cost.play` is shared with `predict_finish`.
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from headway.cost import Cost, play, solo_ms, z_of
 from headway.jobs import Job, Setting
 
 STILL_SAVED = 2 / 3
 """What lowering a job that has begun wins back of the difference: an image at 4 steps may end at 2, but not at 1."""
+
+LOST = 0.25
+"""Foreign work that is late, by itself, by more than this share of all that is due up to then, is not waited for."""
 
 
 class QueueModel:
@@ -26,6 +30,8 @@ class QueueModel:
         self._rows = sorted(setting.foreign)
         self.foreign_late_ms = self._foreign_late_ms()
         """How late each row of foreign work is with nothing done here, by deadline."""
+        self.foreign_lost = self._foreign_lost()
+        """Which rows are late by far whatever is done here."""
         self.ahead_ms = [setting.busy_ms + foreign_ms for foreign_ms in self._foreign_ms()]
         """What passes for each job beside this worker's queue: the step that runs now, and foreign work due earlier."""
         now_s, overhead_ms = setting.now_s, setting.overhead_ms
@@ -59,9 +65,14 @@ class QueueModel:
             found.append(spent_ms - (due_s - self.setting.now_s) * 1000)
         return found
 
+    def _foreign_lost(self) -> list[bool]:
+        """What is told is rather too much, and may be a moment old: a little late is not lost."""
+        work_ms = accumulate(work_ms for _, work_ms in self._rows)
+        return [late_ms > LOST * ms for late_ms, ms in zip(self.foreign_late_ms, work_ms, strict=True)]
+
     def _by_foreign(self) -> list[float]:
         """Foreign work waits for what is due before it here. What is late whatever is done here, is not waited for."""
-        rows = [row for row, late_ms in enumerate(self.foreign_late_ms) if late_ms <= 0]
+        rows = [row for row, lost in enumerate(self.foreign_lost) if not lost]
         most_ms, found = -math.inf, list[float]()
         for ready_s in reversed(self._ready_s):
             while rows and self._rows[rows[-1]][0] >= ready_s:

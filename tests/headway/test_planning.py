@@ -214,7 +214,7 @@ def test_rungs_are_not_raised_at_the_cost_of_work_of_others_that_is_due_later() 
     own_ms = sum(choice.option.load.steps_left * 100 for choice in plan.values())
     assert own_ms + 300 <= 850
     assert own_ms > 200, "no lower than it takes"
-    assert labels(queue, replace(ALONE, foreign=((0.85, 900.0),))) == ["4", "4"], "what is lost is not waited for"
+    assert labels(queue, replace(ALONE, foreign=((0.85, 1200.0),))) == ["4", "4"], "what is lost is not waited for"
 
 
 def test_foreign_work_in_danger_is_not_pushed_further() -> None:
@@ -238,6 +238,23 @@ def test_others_are_told_what_admission_counts_on_and_by_when() -> None:
     begun = demand_of(plan, setting, running_ms=500.0)
     assert [due_s for due_s, _ in begun] == [pytest.approx(2.99)], "a step that has begun is told beside the rest"
     assert begun[0][1] == pytest.approx(sum(ms for _, ms in rows) - 500.0)
+
+
+def test_what_would_be_lowered_to_be_in_time_is_told_as_in_time() -> None:
+    """At the admission quantile its rung is late, at the rung's own it is not: others must not take it for lost."""
+    wide = replace(ALONE, curve=StepCurve(((1, Cost(100.0, 400.0)),)))
+    p90_s, p999_s = (Cost(400.0, 1600.0).quantile_ms(quantile) / 1000 for quantile in (0.9, 0.999))
+    between_s = (p90_s + p999_s) / 2
+    plan = plan_queue([job(1, between_s)], wide)
+    assert plan[1].level == 0
+    assert demand_of(plan, wide) == [(between_s, pytest.approx(between_s * 1000))]
+
+
+def test_foreign_work_that_is_a_little_late_is_waited_for() -> None:
+    tight = replace(ALONE, foreign=((0.5, 501.0),))  # it was told a moment ago
+    assert labels([job(1, 0.45)], tight) == ["1"], "all that it can give"
+    with pytest.raises(Shed, match="another worker"):
+        admit([], job(1, 0.45), tight)
 
 
 @settings(max_examples=60, deadline=None)
