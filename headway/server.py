@@ -199,6 +199,8 @@ def run(config: ServiceConfig, name: str, build: Build, *, span: Span) -> None:
             runner.run(serve(config, name, build, span=span, built=settle_memory))
         except StartError as error:
             sys.exit(f"headway-{name}: {error}")
+        finally:
+            gc.unfreeze()  # else libraries that count what they made complain at the end
 
 
 def settle_memory() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,3 +132,19 @@ async def test_a_busy_port_stops_the_start_with_its_name() -> None:
         with pytest.raises(StartError, match=f"listen.*{address}.*in use"):
             async with served(empty, listen=address):
                 pass
+
+
+SETTLED = """
+import gc
+from headway.server import settle_memory
+settle_memory()
+gc.collect()
+print(gc.get_freeze_count(), len(gc.get_objects(generation=2)))
+"""
+
+
+def test_what_was_built_at_start_is_not_looked_through_again() -> None:
+    done = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True)
+    left_out, looked_through = map(int, done.stdout.split())
+    assert left_out > 10_000
+    assert looked_through < left_out / 10
