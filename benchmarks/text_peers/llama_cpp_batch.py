@@ -20,20 +20,29 @@ from gguf_file import write_gguf
 CHUNK_TOKENS, MOST_SEQUENCES, CONTEXT_TOKENS = 512, 33, 33 * 640
 
 
-class Engine:
-    """A model, its cache and a batch that is filled anew for each call."""
+def load(path: Path) -> Any:
+    """The model."""
+    ll.llama_backend_init()
+    return ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
 
-    def __init__(self, path: Path, threads: int) -> None:
-        ll.llama_backend_init()
-        self.model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+
+class Engine:
+    """A cache of the model's and a batch that is filled anew for each call."""
+
+    def __init__(self, model: Any, threads: int, *, unified: bool) -> None:
+        """unified: one cache for all sequences, which they need to share a beginning; attention is slower over it."""
         params = ll.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS
         params.n_seq_max, params.n_threads, params.n_threads_batch = MOST_SEQUENCES, threads, threads
-        params.kv_unified = True
-        self.context = ll.llama_init_from_model(self.model, params)
-        self.vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
+        params.kv_unified = unified
+        self.context = ll.llama_init_from_model(model, params)
+        self.vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
         self.batch = ll.llama_batch_init(CHUNK_TOKENS, 0, 1)
         self.memory = ll.llama_get_memory(self.context)
+
+    def close(self) -> None:
+        ll.llama_batch_free(self.batch)
+        ll.llama_free(self.context)
 
     def clear(self) -> None:
         ll.llama_memory_clear(self.memory, True)
@@ -63,10 +72,15 @@ def chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield rows[start : start + CHUNK_TOKENS]
 
 
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in same), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+
+
 def prefill(engine: Engine, prompts: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
     """Runs all prompts, what all of them begin with once; yields first tokens as they come."""
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
-    shared = min(sum(1 for _ in same), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    shared = shared_tokens(prompts)
     for part in chunks([(0, position, prompts[0][position], False) for position in range(shared)]):
         engine.decode(part)
     for number in range(1, len(prompts) if shared else 0):
@@ -103,12 +117,14 @@ def run(engine: Engine, prompts: list[list[int]], new_tokens: list[int]) -> dict
 
 def main() -> None:
     kind, task = sys.argv[1], json.load(sys.stdin)
-    engine = Engine(write_gguf(Path(task["checkpoint"]), kind), task["threads"])
+    model = load(write_gguf(Path(task["checkpoint"]), kind))
     runs: dict[str, Any] = {}
     for workload in task["workloads"]:
         prompts, new = workload["prompts"], workload["new_tokens"]
+        engine = Engine(model, task["threads"], unified=shared_tokens(prompts) > 0)
         run(engine, prompts, [2] * len(new))
         runs[workload["name"]] = [run(engine, prompts, new) for _ in range(task["repeats"])]
+        engine.close()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found = {"engine": f"llama.cpp, python {ll.__version__}", "precision": kind, "peak_mb": peak_mb}
     print(json.dumps({**found, "runs": runs, "notes": {}}))
