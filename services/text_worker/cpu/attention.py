@@ -1,8 +1,8 @@
 """Attention over paged keys and values, for prefill chunks and decode steps alike.
 
-A block holds `BLOCK_TOKENS` tokens: keys as [head_dim, tokens], so that a query's scores of a whole block are one
-vector; values as [tokens, head_dim]. A row's arithmetic is in one fixed order, block by block and token by token,
-whatever rows it is computed with: a token's result is the same bits in any batch and in any chunk.
+A block holds `BLOCK_TOKENS` tokens: keys as [head_dim, tokens], so that a query's scores are vectors of tokens; values
+as [tokens, head_dim]. A row's arithmetic is in one fixed order, block by block and token by token, whatever rows it is
+computed with: a token's result is the same bits in any batch and in any chunk.
 
 The heads that share a key head, for all rows of a tile, are lines of one small matrix, and both products run over
 several lines at once (`tiles`): what is read of a block serves all of them.
@@ -22,13 +22,15 @@ TILE_ROWS = 8
 """Rows of one sequence that share a block while it is in the first-level cache."""
 _MOST_VECTORS = 8
 
-# Lines and blocks of a tile of scores: as many sums as registers hold beside what is multiplied. Few lines take many
-# blocks, or each multiply-add would wait for the one before.
-_BLOCKS_12, _BLOCKS_4, _BLOCKS_3, _BLOCKS_1 = (2, 6, 8, 8) if WIDE else (1, 1, 2, 4)
-_scores_12_n, _scores_12_1 = tile(12, _BLOCKS_12), tile(12, 1)
-_scores_4_n, _scores_4_1 = tile(4, _BLOCKS_4), tile(4, 1)
-_scores_3_n, _scores_3_1 = tile(3, _BLOCKS_3), tile(3, 1)
-_scores_1_n, _scores_1_1 = tile(1, _BLOCKS_1), tile(1, 1)
+PARTS = BLOCK_TOKENS // LANES
+"""Vectors of a block's tokens."""
+# Lines and vectors of a tile of scores: as many sums as registers hold beside what is multiplied. Few lines take many
+# vectors, or each multiply-add would wait for the one before.
+_KEYS_12, _KEYS_4, _KEYS_3, _KEYS_1 = (2, 6, 8, 8) if WIDE else (1, 1, 2, 4)
+_scores_12_n, _scores_12_1 = tile(12, _KEYS_12), tile(12, 1)
+_scores_4_n, _scores_4_1 = tile(4, _KEYS_4), tile(4, 1)
+_scores_3_n, _scores_3_1 = tile(3, _KEYS_3), tile(3, 1)
+_scores_1_n, _scores_1_1 = tile(1, _KEYS_1), tile(1, 1)
 # Lines and vectors of a tile of values.
 _VECTORS = 4 if WIDE else 2
 _values_6_n, _values_6_1 = tile(6, _VECTORS), tile(6, 1)
@@ -37,15 +39,16 @@ _values_1_n, _values_1_1 = tile(1, _VECTORS), tile(1, 1)
 
 
 @compiled()
-def _place_keys(places, tables, sequence, block, blocks, kv, kv_heads, head_dim):
-    """Where the keys of some blocks in a row begin."""
-    for v in range(blocks):
-        places[v] = (np.int64(tables[sequence, block + v]) * kv_heads + kv) * head_dim * BLOCK_TOKENS
+def _place_keys(places, tables, sequence, first_block, at, vectors, kv, kv_heads, head_dim):
+    """Where the keys of some vectors of tokens begin, counted from the first block on."""
+    for v in range(vectors):
+        block = np.int64(tables[sequence, first_block + (at + v) // PARTS])
+        places[v] = (block * kv_heads + kv) * head_dim * BLOCK_TOKENS + (at + v) % PARTS * LANES
 
 
 @compiled()
-def _score(queries, keys, tables, sequence, first_block, blocks, kv, scores):
-    """scores[line, tokens from first_block on] += queries[line] . keys, of `blocks` blocks. Mutates scores."""
+def _score(queries, keys, tables, sequence, first_block, vectors, kv, scores):
+    """scores[line, tokens from first_block on] += queries[line] . keys, of `vectors` vectors. Mutates scores."""
     lines, head_dim = queries.shape
     kv_heads, length = keys.shape[1], scores.shape[1]
     places = np.empty(_MOST_VECTORS, np.int64)
@@ -53,12 +56,12 @@ def _score(queries, keys, tables, sequence, first_block, blocks, kv, scores):
     while line < lines:
         left = lines - line
         size = 12 if left >= 12 else 4 if left >= 4 else 3 if left == 3 else 1
-        most = _BLOCKS_12 if size == 12 else _BLOCKS_4 if size == 4 else _BLOCKS_3 if size == 3 else _BLOCKS_1
-        query, b = line * head_dim, 0
-        while b < blocks:
-            taken = most if b + most <= blocks else 1
-            _place_keys(places, tables, sequence, first_block + b, taken, kv, kv_heads, head_dim)
-            to = line * length + b * BLOCK_TOKENS
+        most = _KEYS_12 if size == 12 else _KEYS_4 if size == 4 else _KEYS_3 if size == 3 else _KEYS_1
+        query, at = line * head_dim, 0
+        while at < vectors:
+            taken = most if at + most <= vectors else 1
+            _place_keys(places, tables, sequence, first_block, at, taken, kv, kv_heads, head_dim)
+            to = line * length + at * LANES
             if size == 12:
                 if taken > 1:
                     _scores_12_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
@@ -78,7 +81,7 @@ def _score(queries, keys, tables, sequence, first_block, blocks, kv, scores):
                 _scores_1_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
             else:
                 _scores_1_1(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
-            b += taken
+            at += taken
         line += size
 
 
@@ -174,7 +177,7 @@ def _attend_tile(qkv, out, keys, values, tables, sequence, row, rows, start, kv,
         at = (kv * group + line % group) * head_dim
         for d in range(head_dim):
             queries[line, d] = qkv[row + line // group, at + d] * scale
-    _score(queries, keys, tables, sequence, first_block, blocks, kv, scores)
+    _score(queries, keys, tables, sequence, first_block, (ends - begin + LANES - 1) // LANES, kv, scores)
     for line in range(lines):
         last = start + line // group
         first = max(begin, last - window + 1) if window > 0 else 0
