@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
@@ -30,6 +27,8 @@ from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
 from headway.lease import read_secret
+from headway.load_report import LoadMeter
+from headway.standard_services import StandardServices, serves_debug
 from headway.telemetry import (
     UNKNOWN_TENANT,
     Metrics,
@@ -86,6 +85,7 @@ class Service:
     closing: AsyncExitStack
     """What is entered here is left when the service stops."""
     authenticator: Authenticator
+    load: LoadMeter
 
 
 Build = Callable[[Service], Awaitable[Served]]
@@ -142,6 +142,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         answer_trailers.follow_call(context)
         metadata = tuple(context.invocation_metadata() or ())
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
+        self._service.load.began()
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
             self._enter(tenant, method)
@@ -163,10 +164,14 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             log.exception("%s failed", method)
             outcome, error = Outcome.FAILED, Failed(f"the server failed: {type(failure).__name__}")
         finally:
+            self._service.load.ended(outcome)
             if kind is not None:
                 self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error, tenant)
+        load = () if kind is None else (self._service.load.trailer(),)
         if error is not None:
-            await context.abort(error.status, error.message, to_trailers(error))
+            await context.abort(error.status, error.message, (*to_trailers(error), *load))
+        if load:
+            answer_trailers.add(context, load)
 
     def _enter(self, tenant: str, method: str) -> None:
         tenant_of_call.set(tenant)
@@ -281,17 +286,17 @@ async def serve(
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
-        health_servicer = _add_standard(server, served.registrations, debug=_serves_debug(config))
+        names = [item.name for item in served.registrations]
+        standard = StandardServices(server, names, service.load, debug=serves_debug(config))
         for registration in served.registrations:
             registration.add(server)
         built()
         await server.start()
-        for service_name in ("", *(item.name for item in served.registrations)):
-            await health_servicer.set(service_name, health_pb2.HealthCheckResponse.SERVING)
+        await standard.serving()
         log.info("%s %s serves on %s", name, __version__, _shown_address(config.listen, port))
         ready(port)
         await until()
-        await _drain(server, guard, health_servicer, served, config.drain_s)
+        await _drain(server, guard, standard, served, config.drain_s)
 
 
 def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> Service:
@@ -310,7 +315,8 @@ def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> 
         log.info("metrics on http://%s:%d/metrics", host, endpoint.port)
     lag = asyncio.create_task(watch_loop_lag(metrics))
     closing.callback(lag.cancel)
-    return Service(name, metrics, tracing, time.monotonic, closing, _authenticator(config))
+    clock = time.monotonic
+    return Service(name, metrics, tracing, clock, closing, _authenticator(config), LoadMeter(clock))
 
 
 def _authenticator(config: ServiceConfig) -> Authenticator:
@@ -344,24 +350,6 @@ def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
         raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
 
 
-def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration], *, debug: bool) -> Any:
-    health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    if debug:
-        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
-        names = [item.name for item in registrations]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    return health_servicer
-
-
-def _serves_debug(config: ServiceConfig) -> bool:
-    """Whether reflection and channelz are served: they tell everybody who connects what is here, and who else does."""
-    if config.debug_services != "local":
-        return config.debug_services == "always"
-    host = config.listen.rpartition(":")[0].strip("[]")
-    return config.listen.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127.")
-
-
 def _shown_address(listen: str, port: int) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
@@ -369,12 +357,12 @@ def _shown_address(listen: str, port: int) -> str:
 async def _drain(
     server: grpc.aio.Server,
     guard: CallGuard,
-    health_servicer: Any,
+    standard: StandardServices,
     served: Served,
     drain_s: float,
 ) -> None:
     log.info("draining: %d calls in flight, at most %.1f s", guard.in_flight, drain_s)
-    await health_servicer.enter_graceful_shutdown()
+    await standard.drain()
     guard.draining = True
     if served.drain is None:
         await server.stop(grace=drain_s)
