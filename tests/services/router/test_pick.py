@@ -50,6 +50,9 @@ async def test_what_was_picked_counts_as_sent_until_reports_know_better(mesh: An
         (pick(kind=0), "kind"),
         (pick(asset="/etc/passwd"), "not known|unknown|no "),
         (pick(kind=common_pb2.KIND_TEXT), "no healthy worker"),
+        (pick(kind=common_pb2.KIND_TEXT, prompt=b"T" * ((1 << 16) + 1)), "prompt: must be at most 65536 bytes"),
+        (pick(kind=common_pb2.KIND_TEXT, prompt=b"no mark"), "prompt: must begin with"),
+        (pick(prompt=b"Ta frame has none"), "prompt: must be empty"),
     ],
 )
 async def test_bad_picks_are_refused(mesh: Any, request_: router_pb2.PickRequest, said: str) -> None:

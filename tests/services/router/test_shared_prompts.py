@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from headway.channels import open_channel
+from headway.client import AsyncHeadway
 from headway.local_redis import LocalRedis
 from headway.prefix import CHUNK_BYTES
 from headway.prompts import canonical_prompt
@@ -36,6 +37,16 @@ def request(begins: str, ends: str) -> text_pb2.GenerateRequest:
 async def served(channel: grpc.aio.Channel, asked: text_pb2.GenerateRequest) -> common_pb2.Served:
     call = text_pb2_grpc.TextGenerationStub(channel).Generate(asked, timeout=LONG_S)
     return [message async for message in call][-1].summary.served
+
+
+async def served_directly(mesh: Any, asked: text_pb2.GenerateRequest) -> common_pb2.Served:
+    """As our client does that asks the router where to go, and for no more."""
+    sample = partial(mesh.router_service.metrics.registry.get_sample_value, "headway_budget_seconds_count")
+    passed_on = sample({"kind": "text"})
+    async with AsyncHeadway(mesh.router_address, direct=True) as direct:
+        messages = [message async for message in direct.text(asked, deadline_s=LONG_S)]
+    assert sample({"kind": "text"}) == passed_on
+    return messages[-1].summary.served
 
 
 class TextWorker:
@@ -109,6 +120,10 @@ async def test_prompts_go_where_they_are_cached(mesh: Any, tmp_path: Path) -> No
                 second = await served(router.channel, request(begins, "b, and this ends otherwise"))
                 assert second.worker_id == worker.name
                 assert second.cached_tokens >= 200
+                await router.until(lambda workers: not any(each.in_flight for each in workers), LONG_S)
+                straight = await served_directly(mesh, request(begins, "c, which goes straight to the worker"))
+                assert straight.worker_id == worker.name
+                assert straight.cached_tokens >= 200
 
             for ends in ("c", "d", "e", "f"):  # other prompts take the room
                 await served(one.channel, request(ends, ends))
