@@ -22,7 +22,7 @@ import grpc
 
 from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
-from headway.channels import Credentials, channel_options, read_credentials
+from headway.channels import channel_options
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
@@ -42,6 +42,7 @@ from headway.telemetry import (
     watch_loop_lag,
 )
 from headway.tls import CertificateError, ServerCertificates
+from headway.upstream import UpstreamCredentials
 
 log = logging.getLogger(__name__)
 
@@ -231,14 +232,14 @@ class StartError(Exception):
     """The service cannot start; the message names the setting and what is wrong."""
 
 
-def upstream_credentials(config: UpstreamConfig) -> Credentials:
+def upstream_credentials(config: UpstreamConfig) -> UpstreamCredentials:
     """How a service shows itself to those that it calls. Raises `StartError`."""
     try:
-        return read_credentials(
-            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
-        )
+        return UpstreamCredentials.from_config(config)
     except OSError as error:
         raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
+    except CertificateError as error:
+        raise StartError(str(error)) from error
 
 
 def mesh_secret(path: Path | None) -> bytes | None:

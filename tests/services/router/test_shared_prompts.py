@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 
-from headway.channels import open_channel
 from headway.client import AsyncHeadway
 from headway.local_redis import LocalRedis
 from headway.prefix import CHUNK_BYTES
 from headway.prompts import canonical_prompt
 from headway.server import serve
 from headway.telemetry import Metrics, Span
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc, worker_pb2, worker_pb2_grpc
 from services.router.prefix_watch import follow_prefixes
 from services.router.prefixes import KnownPrompts, PrefixIndex
@@ -69,13 +69,20 @@ async def text_worker(mesh: Any, cache: str, cache_dir: Path) -> AsyncIterator[T
         yield TextWorker(address, channel, about)
 
 
+@asynccontextmanager
+async def connection_to(address: str) -> AsyncIterator[Connection]:
+    connection = Connection(address, UpstreamCredentials())
+    yield connection
+    await connection.close()
+
+
 class Follower:
     """Learns from the prefix cache as a router does."""
 
-    def __init__(self, channel: grpc.aio.Channel, model: str) -> None:
+    def __init__(self, connection: Connection, model: str) -> None:
         self._index, self._model = PrefixIndex(), model
         self.metrics = Metrics("test", "0")
-        self._task = asyncio.create_task(follow_prefixes(channel, (), self._index, self.metrics))
+        self._task = asyncio.create_task(follow_prefixes(connection, UpstreamCredentials(), self._index, self.metrics))
 
     def held(self, asked: text_pb2.GenerateRequest, worker: TextWorker) -> int:
         known = KnownPrompts(self._index, None)
@@ -102,7 +109,7 @@ async def test_prompts_go_where_they_are_cached(mesh: Any, tmp_path: Path) -> No
         async with (
             text_worker(mesh, cache, tmp_path) as one,
             text_worker(mesh, cache, tmp_path) as two,
-            open_channel(cache) as to_cache,
+            connection_to(cache) as to_cache,
         ):
             router = await mesh.router(f"text={one.address}", f"text={two.address}", prefix_cache=cache)
             follower = Follower(to_cache, one.model)
