@@ -26,7 +26,7 @@ from headway.channels import channel_options
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
 from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
-from headway.lease import read_secret
+from headway.lease import Secrets, follow_secrets
 from headway.load_report import LoadMeter
 from headway.standard_services import StandardServices, serves_debug
 from headway.telemetry import (
@@ -242,10 +242,10 @@ def upstream_credentials(config: UpstreamConfig) -> UpstreamCredentials:
         raise StartError(str(error)) from error
 
 
-def mesh_secret(path: Path | None) -> bytes | None:
-    """The secret that routers and workers share; None for a mesh without. Raises `StartError`."""
+def mesh_secrets(path: Path | None) -> Secrets | None:
+    """The secrets that routers and workers share, as the file is now; None for a mesh without. Raises `StartError`."""
     try:
-        return None if path is None else read_secret(path)
+        return None if path is None else follow_secrets(path)
     except (OSError, ValueError) as error:
         raise StartError(f"lease_secret: {error}") from error
 

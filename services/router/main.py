@@ -8,7 +8,7 @@ from functools import partial
 
 from headway.config import load
 from headway.lease import LeaseSigner, read_secret
-from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
+from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
 from headway.upstream import Connection, UpstreamCredentials
 from headway.yaml_file import YamlFileError
@@ -37,7 +37,7 @@ from services.router.waiting import WaitingRoom
 
 async def build(config: RouterConfig, service: Service) -> Served:
     """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
-    credentials, shared = upstream_credentials(config), mesh_secret(config.lease_secret)
+    credentials, shared = upstream_credentials(config), mesh_secrets(config.lease_secret)
     secret, limits = _secret(config), _quotas(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     identity = Identity(credentials, None if shared is None else LeaseSigner(shared))

@@ -16,7 +16,7 @@ from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
 from headway.planning import Setting
-from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
+from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
 from headway.upstream import Connection
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
@@ -81,7 +81,7 @@ async def _publish(
     """Tells routers from now on which prompts are cached. Raises StartError for files that cannot be read."""
     if config.prefix_cache is None:
         return None
-    credentials, secret = upstream_credentials(config), mesh_secret(config.lease_secret)
+    credentials, secrets = upstream_credentials(config), mesh_secrets(config.lease_secret)
     connection = Connection(config.prefix_cache, credentials)
     service.closing.push_async_callback(connection.close)
     held = HeldPrefixes(store.pool)
@@ -89,7 +89,7 @@ async def _publish(
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     for following in (connection.follow(), publisher.run()):
         service.closing.callback(tasks.create_task(following).cancel)
-    return NotedPrompts(held, asset_hash=loaded.hash, secret=secret)
+    return NotedPrompts(held, asset_hash=loaded.hash, secrets=secrets)
 
 
 def _set_threads(config: TextWorkerConfig) -> None:

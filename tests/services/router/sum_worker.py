@@ -1,10 +1,13 @@
 """Genuine small workers over the real engine loop: their engine adds up a number, one step at a time.
 
-`python sum_worker.py image [STEPS]` serves in a process of its own and prints its port; after STEPS steps it hangs.
+`python sum_worker.py image [STEPS [SETTINGS]]` serves in a process of its own, with settings as JSON, and prints its
+port; after STEPS steps it hangs.
 """
 
 import asyncio
 import hashlib
+import json
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -253,8 +256,10 @@ class SumWorker:
         )
 
 
-async def main(kind: str, steps: str | None = None) -> None:
-    worker = SumWorker(kind, name="process", engine=SumEngine(steps=None if steps is None else int(steps)))
+async def main(kind: str, steps: str = "", settings: str = "{}") -> None:
+    logging.basicConfig(level="INFO")
+    engine = SumEngine(steps=int(steps) if steps else None)
+    worker = SumWorker(kind, name="process", engine=engine, settings=json.loads(settings))
     worker.engine.gate.set()
     await worker.serve(lambda port: print(port, flush=True))
 

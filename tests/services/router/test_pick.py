@@ -95,7 +95,7 @@ async def test_without_a_lease_or_a_router_a_worker_takes_nothing(mesh: Any, tmp
         with pytest.raises(grpc.aio.AioRpcError, match="not one of the operators") as refused:
             await worker_pb2_grpc.WorkerStub(channel).Drain(worker_pb2.DrainRequest(), timeout=5, metadata=leased)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        other = ((HEADER, LeaseSigner(SECRET).sign("acme", ["text-other"])),)
+        other = ((HEADER, LeaseSigner(lambda: [SECRET]).sign("acme", ["text-other"])),)
         with pytest.raises(grpc.aio.AioRpcError, match="another worker"):
             await stub.Generate(text_request("abc"), timeout=5, metadata=other).read()
     assert await tokens(client.text.Generate(text_request("abc"), timeout=5)) == [3, 6, 9, 12]
