@@ -25,7 +25,8 @@ from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import channel_options
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
+from headway.errors import BadInput, Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
+from headway.half_open import HalfOpenCalls, as_stream, metadata_bytes, refusing
 from headway.lease import Secrets, follow_secrets
 from headway.load_report import LoadMeter
 from headway.standard_services import StandardServices, serves_debug
@@ -95,8 +96,10 @@ Build = Callable[[Service], Awaitable[Served]]
 class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Around every call of ours: identity, the limit on calls in flight, the trace, the error table, the outcome."""
 
-    def __init__(self, service: Service, authenticator: Authenticator, max_concurrent: int, span: Span) -> None:
-        self._service, self._authenticator, self._max, self._span = service, authenticator, max_concurrent, span
+    def __init__(self, service: Service, config: ServiceConfig, span: Span) -> None:
+        self._service, self._authenticator, self._span = service, service.authenticator, span
+        self._max, self._most_metadata = config.max_concurrent_rpcs, config.max_metadata_kib << 10
+        self._half_open = HalfOpenCalls(most=self._max, patience_s=config.max_deadline_s)
         self.in_flight = 0
         self.draining = False
 
@@ -106,30 +109,26 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler: Any = await continuation(details)
-        if handler is None or not details.method.startswith(_OURS):
-            return handler
-        kind = _kind_of(details.method)
-        make = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        behaviour = (
-            self._streaming(handler, details.method, kind)
-            if handler.response_streaming
-            else self._unary(handler, details.method, kind)
-        )
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        if handler is None:
+            return None
+        if (size := metadata_bytes(details.invocation_metadata)) > self._most_metadata:
+            return refusing(handler, BadInput("metadata", f"must be at most {self._most_metadata} bytes, not {size}"))
+        if not details.method.startswith(_OURS):
+            return self._half_open.bounding(handler)
+        guarded = self._streaming if handler.response_streaming else self._unary
+        return as_stream(handler, guarded(handler, details.method))
 
-    def _unary(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def guarded(request: Any, context: Any) -> Any:
-            async with self._call(context, method, kind):
+    def _unary(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(_: Any, context: Any) -> Any:
+            async with self._call(context, method, handler) as request:
                 return await handler.unary_unary(request, context)
 
         return guarded
 
-    def _streaming(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+    def _streaming(self, handler: Any, method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def guarded(_: Any, context: Any) -> AsyncIterator[Any]:
             async with (
-                self._call(context, method, kind),
+                self._call(context, method, handler) as request,
                 contextlib.aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
@@ -138,19 +137,22 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return guarded
 
     @asynccontextmanager
-    async def _call(self, context: Any, method: str, kind: str | None) -> AsyncIterator[None]:
-        arrival_s = self._service.clock()
+    async def _call(self, context: Any, method: str, handler: Any) -> AsyncIterator[Any]:
+        """Around one call; yields its message."""
+        kind, arrival_s = _kind_of(method), self._service.clock()
         answer_trailers.follow_call(context)
         metadata = tuple(context.invocation_metadata() or ())
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
         self._service.load.began()
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
+            request = await self._half_open.message(context, handler.request_deserializer)
+            arrival_s = self._service.clock()
             self._enter(tenant, method)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
-                    yield
+                    yield request
             finally:
                 self.in_flight -= 1
         except HeadwayError as failure:
@@ -283,7 +285,7 @@ async def serve(
     """
     async with AsyncExitStack() as closing:
         service = _make_service(config, name, closing)
-        guard = CallGuard(service, service.authenticator, config.max_concurrent_rpcs, span)
+        guard = CallGuard(service, config, span)
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
