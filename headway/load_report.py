@@ -142,9 +142,13 @@ class LoadMeter:
             self._made, self._made_s = self._measure(now_s), now_s
         return self._made
 
-    def trailer(self) -> tuple[str, bytes]:
-        """The report as a call's trailing metadata."""
-        return TRAILER, self.report().SerializeToString()
+    def trailer(self, *, refused: bool = False) -> tuple[str, bytes]:
+        """The report as a call's trailing metadata.
+
+        For one that is `refused` the last one that was made will do: a no need not wait until an engine can tell more.
+        """
+        made = self._made if refused and self._made_s > -math.inf else self.report()
+        return TRAILER, made.SerializeToString()
 
     def _measure(self, now_s: float) -> orca_data_pb2.OrcaLoadReport:
         report = orca_data_pb2.OrcaLoadReport(

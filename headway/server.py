@@ -25,7 +25,16 @@ from headway.auth import OPEN_TENANT, Authenticator
 from headway.channels import channel_options
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import BadInput, Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
+from headway.errors import (
+    BadInput,
+    Draining,
+    Failed,
+    HeadwayError,
+    PermissionDenied,
+    Refused,
+    TooManyCalls,
+    to_trailers,
+)
 from headway.half_open import HalfOpenCalls, as_stream, metadata_bytes, refusing
 from headway.lease import Secrets, follow_secrets
 from headway.load_report import LoadMeter
@@ -170,7 +179,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._service.load.ended(outcome)
             if kind is not None:
                 self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error, tenant)
-        load = () if kind is None else (self._service.load.trailer(),)
+        load = () if kind is None else (self._service.load.trailer(refused=isinstance(error, Refused)),)
         if error is not None:
             await context.abort(error.status, error.message, (*to_trailers(error), *load))
         if load:

@@ -80,6 +80,18 @@ def test_a_report_is_made_seldom_however_often_it_is_asked_for() -> None:
     assert len(made) <= 11
 
 
+def test_a_refusal_carries_what_is_known_without_asking_the_engine() -> None:
+    clock, asked = SteppedClock(), []
+    meter = LoadMeter(clock)
+    meter.occupancy = lambda: asked.append(clock.now_s) or Occupancy(0.0)
+    for _ in range(5):
+        clock.now_s += 60.0
+        meter.trailer(refused=True)
+    assert len(asked) == 1  # there was none yet
+    meter.trailer()
+    assert len(asked) == 2
+
+
 def test_a_workers_figures_are_those_that_it_tells_routers() -> None:
     image = occupancy_of(worker_pb2.WorkerState(backlog_ms=250.0, in_flight=3))
     assert (image.backlog_s, image.shares) == (0.25, {})

