@@ -6,6 +6,9 @@ and its feasibility check (`fifo` by nature has neither of the first two). The e
 text is as long as was asked and quality is the share of tokens that came. Speculation is off: it makes what a token
 costs depend on the text.
 
+`--vllm PYTHON` puts vLLM beside it on the same arrivals (`benchmarks/text_server_peer.py`), run by a Python that has it
+(`benchmarks/text_peers/README.md`).
+
 Results and picture: `benchmarks/results/text-load.json` and `.svg`. About 10 minutes; `--quick` about one, and only to
 see that it runs.
 """
@@ -13,7 +16,8 @@ see that it runs.
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,8 +26,9 @@ from benchmarks.experiment.arrivals import Arrival, Mix
 from benchmarks.experiment.capacity import Effort
 from benchmarks.experiment.generator import Answer
 from benchmarks.experiment.plots import draw
-from benchmarks.experiment.runner import Contender, Plan, Subject, run
+from benchmarks.experiment.runner import Contender, Peer, Plan, Subject, run
 from benchmarks.figures import RESULTS, write
+from benchmarks.text_server_peer import vllm as run_vllm
 from headway.client import AsyncHeadway
 from headway.requests import service_level, text_request
 from headway.v1 import common_pb2, text_pb2
@@ -77,11 +82,23 @@ def subject() -> Subject:
     return Subject("text-load", "tokens", command, send, Mix(SIZES), golden, lowest=LEAST)
 
 
+def vllm_peer(python: str) -> Peer:
+    """vLLM with the model that ships, asked for the same texts."""
+
+    def body(arrival: Arrival) -> dict[str, Any]:
+        messages = [{"role": role, "content": content} for role, content in CHAT]
+        drawn = {"temperature": 0.7, "seed": arrival.seed, "ignore_eos": True}
+        return {"messages": messages, "max_tokens": arrival.items, **drawn}
+
+    return Peer("vLLM", partial(run_vllm, python, default_model(), body, SHARE))
+
+
 def main(
+    vllm: Annotated[str | None, typer.Option(help="a Python with vLLM, to be sent the same", metavar="PYTHON")] = None,
     quick: Annotated[bool, typer.Option(help="a minute, to see that it runs; no figure of it means anything")] = False,
 ) -> None:
     """Measures the text worker under load and writes benchmarks/results/text-load.json and text-load.svg."""
-    results = asyncio.run(run(subject(), CONTENDERS, QUICK if quick else FULL))
+    results = asyncio.run(run(subject(), CONTENDERS, QUICK if quick else FULL, [vllm_peer(vllm)] if vllm else ()))
     name = "text-load-quick" if quick else "text-load"
     console.print(f"written to {write(name, {'quick': quick, **results.as_dict()})}")
     draw(results, RESULTS / f"{name}.svg", f"texts: {results.about['worker']['engine']}")

@@ -2,7 +2,8 @@
 
 import random
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.experiment.arrivals import LOADS, SPIKE, Arrival, Mix, Profile, 
 from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
-from benchmarks.experiment.generator import Send, closed_loop, open_loop
+from benchmarks.experiment.generator import Send, closed_loop, open_loop, unhurried
 from benchmarks.experiment.records import Record
 from benchmarks.experiment.summary import summarise
 from benchmarks.experiment.worker import Cores, RunningWorker, running, split_cores
@@ -36,6 +37,16 @@ class Contender:
     share: float = 1.0
     shapes: bool = True
     """Whether it is sent the spike and the bursty run too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server that is not ours, sent the same arrivals."""
+
+    name: str
+    start: Callable[[Cores], AbstractAsyncContextManager[Send]]
+    """Runs it on the worker's cores; what it gives sends it a request and ignores the client that it is given."""
+    share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +124,8 @@ class Results:
         return {**self.about, "capacity": self.capacity.as_dict(), "cells": rows}
 
 
-async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> Results:
-    """Measures capacity with the first contender, then sends every contender the same arrivals.
+async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan, peers: Sequence[Peer] = ()) -> Results:
+    """Measures capacity with the first contender, then sends every contender and peer the same arrivals.
 
     Raises SystemExit when the contenders disagree on what the same request at the same rung is: nothing is reported.
     """
@@ -136,6 +147,10 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
                     cells.append(_beside_bound(cell, capacity, bounds))
                     _say(cells[-1])
+        for peer in peers:
+            async for cell in _peer_cells(subject, peer, sends, cores):
+                cells.append(_beside_bound(cell, capacity, bounds))
+                _say(cells[-1])
     if len(set(golden.values())) != 1:
         raise SystemExit("the contenders do not give the same bytes for the same request: nothing is reported")
     results = Results(capacity, tuple(cells), {**described, **_about(subject, plan, cores, capacity)})
@@ -143,6 +158,18 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan) -> 
     for line in results.about["generator_late"]:
         console.print(f"[red]not an open loop, the generator was late: {line}")
     return results
+
+
+async def _peer_cells(
+    subject: Subject, peer: Peer, sends: Sequence[tuple[str, float, list[Arrival]]], cores: Cores
+) -> AsyncIterator[Cell]:
+    """A peer's cells, after a few requests to warm it up. It has no refusals to time and no rungs to be golden at."""
+    async with peer.start(cores) as send, AsyncHeadway("127.0.0.1:9") as nobody:
+        await open_loop(send, nobody, [unhurried(number, size) for number, size in enumerate(subject.mix.sizes)])
+        for shape, load, planned in sends:
+            sent = planned[: max(1, round(peer.share * len(planned)))] if shape == "steady" else planned
+            records = await open_loop(send, nobody, sent)
+            yield Cell(peer.name, shape, load, summarise(records), tuple(records))
 
 
 async def _capacity(
