@@ -22,6 +22,7 @@ CALM_S = (1.0, 3.0)
 """Between two faults."""
 DRAINED_WITHIN_S = 25.0
 EVERYTHING = "all"
+_NUMBERS = ("a", "b", "one", "two")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Fault:
     @property
     def group(self) -> str:
         """The part's kind, for the table: text worker, router, redis."""
-        return self.part.replace("-a-", " ").replace("-b-", " ").replace("one-", "").replace("two-", "")
+        return " ".join(word for word in self.part.split("-") if word not in _NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)
