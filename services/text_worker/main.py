@@ -11,14 +11,14 @@ from functools import partial
 import grpc
 import torch
 
-from headway.channels import open_channel
 from headway.config import load
 from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
 from headway.planning import Setting
-from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
+from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
+from headway.upstream import Connection
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
@@ -81,14 +81,15 @@ async def _publish(
     """Tells routers from now on which prompts are cached. Raises StartError for files that cannot be read."""
     if config.prefix_cache is None:
         return None
-    credentials, secret = upstream_credentials(config), mesh_secret(config.lease_secret)
-    channel = open_channel(config.prefix_cache, credentials)
-    service.closing.push_async_callback(channel.close, None)
+    credentials, secrets = upstream_credentials(config), mesh_secrets(config.lease_secret)
+    connection = Connection(config.prefix_cache, credentials)
+    service.closing.push_async_callback(connection.close)
     held = HeldPrefixes(store.pool)
-    publisher = Publisher(channel, credentials.metadata(), identity.worker_id, held, service.clock)
+    publisher = Publisher(connection, credentials, identity.worker_id, held, service.clock)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
-    service.closing.callback(tasks.create_task(publisher.run()).cancel)
-    return NotedPrompts(held, asset_hash=loaded.hash, secret=secret)
+    for following in (connection.follow(), publisher.run()):
+        service.closing.callback(tasks.create_task(following).cancel)
+    return NotedPrompts(held, asset_hash=loaded.hash, secrets=secrets)
 
 
 def _set_threads(config: TextWorkerConfig) -> None:
