@@ -8,17 +8,20 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
 from headway.cost import Cost, StepCurve
-from headway.engine import Device
+from headway.engine import Device, Lease
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _PATIENCE_S = 60.0
+_PROBED_WITHIN_S = 1.0
+"""A worker that starts again on a busy device is wanted back: its probe is a few short steps."""
 _TOO_SLOW = 0.67
 """A probe below this share of what was kept says that it was measured on a busy machine."""
 
@@ -65,6 +68,35 @@ def calibrated(
     curves = measure()
     _write(path, curves)
     return curves
+
+
+class Soon:
+    """A device for a probe: all that it leases is due a second from now, so that a busy device does not hold it up.
+
+    Behind all real work, each of its steps could wait for as long as others have any.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._due_s = device, time.monotonic() + _PROBED_WITHIN_S
+
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Lease]:
+        return self._device.lease(due_s=min(due_s, self._due_s), label=label, keep=keep)
+
+    def rest(self) -> None:
+        self._device.rest()
+
+    def hurry(self, due_s: float) -> None:
+        self._device.hurry(due_s)
+
+    def declare(self, demand: Sequence[tuple[float, float]], *, step_end_s: float | None = None) -> None:
+        self._device.declare(demand, step_end_s=step_end_s)
+
+    def others(self) -> tuple[tuple[float, float], ...]:
+        return self._device.others()
+
+    @property
+    def busy_until_s(self) -> float | None:
+        return self._device.busy_until_s
 
 
 def timed_ms(action: Callable[[], object], device: Device) -> float:

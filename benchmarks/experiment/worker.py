@@ -42,6 +42,11 @@ def split_cores() -> Cores:
     return Cores(tuple(cores[:-1]), (cores[-1],))
 
 
+def usable_cores() -> list[int]:
+    """That this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+
+
 def usable_threads() -> int:
     """Of the worker, before the cores are split."""
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ KEPT: tuple[Column, ...] = (
     ("asked", "n", "d"),
     ("admitted", "admitted", "d"),
     ("late", "missed", "d"),
+    ("attainment", "attainment", ".2%"),
     ("in time of all", "in_time_of_all", ".1%"),
     ("quality", "quality", ".3f"),
     ("goodput / asked", "goodput_per_request", ".3f"),
@@ -31,7 +32,11 @@ TITLES = {
 SET: dict[str, tuple[Column, ...]] = {
     "policies": (("load", "load", "g"), ("contender", "contender", "s")),
     "bounds": (("load", "load", "g"), ("goodput / bound", "goodput_over_bound", ".1%")),
-    "staleness": (("placement", "placement", "s"), ("report every, s", "interval_s", "g")),
+    "staleness": (
+        ("placement", "placement", "s"),
+        ("report every, s", "interval_s", "g"),
+        ("goodput lost to that", "lost", ".1%"),
+    ),
     "fairness": (
         ("quotas", "quotas", "s"),
         ("Jain, of what each got", "jain", ".3f"),

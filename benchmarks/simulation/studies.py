@@ -76,12 +76,15 @@ def bounds(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
 
 
 def staleness(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
-    """What it costs that routers hear of workers now and then."""
+    """What it costs that routers hear of workers now and then: the goodput that is lost beside hearing at once."""
     for placement in ("headway", "least-queue"):
+        at_once: float | None = None
         for interval_s in INTERVALS_S:
             cluster = replace(_cluster(effort), placement=placement, interval_s=interval_s)
             row = _run(cluster, steady_demand(loads[-1]), effort)
-            yield {"load": loads[-1], "placement": placement, "interval_s": interval_s, **row}
+            at_once = row["goodput"] if at_once is None else at_once
+            lost = 1 - row["goodput"] / at_once if at_once else None
+            yield {"load": loads[-1], "placement": placement, "interval_s": interval_s, "lost": lost, **row}
 
 
 def fairness(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:

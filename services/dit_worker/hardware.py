@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from headway.calibration import cache_folder, calibrated
+from headway.calibration import Soon, cache_folder, calibrated
 from headway.engine import Device
 from headway.server import StartError
 from services.dit_worker import costs
@@ -61,7 +61,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
         folder,
         key=key,
         measure=partial(costs.measure, flow, whole, decoder, lease, config.max_batch),
-        probe=partial(costs.probe, flow, whole, lease),
+        probe=partial(costs.probe, flow, whole, Soon(lease)),
     )
     size = config.max_batch or costs.efficient_size(curves[STEPS])
     stepper = CpuStepper(flow, size) if device.type == "cpu" else whole
@@ -111,7 +111,7 @@ def _threads(config: DitWorkerConfig, flow: Dit, lease: Device, key: tuple[str, 
         cache_folder(config.cache_dir),
         key=(*key, str(cores)),
         measure=partial(costs.measure_threads, flow, lease),
-        probe=partial(costs.probe_threads, flow, lease),
+        probe=partial(costs.probe_threads, flow, Soon(lease)),
     )
     threads = costs.fastest_threads(curves)
     log.info("a step is quickest on %d of %d cores", threads, cores)

@@ -37,6 +37,9 @@ from services.router.view import View
 
 MOST_ATTEMPTS = 4
 """Workers that are asked for one request, before its caller is told."""
+MOST_ASKED = 48
+"""Times that workers are asked to go on with an answer that was cut off, while they are full."""
+_ASK_AGAIN_S = 0.25
 _COME_BACK_S = 0.5
 _LOOK_AGAIN_S = 0.1
 """Reports come without a change of health; one tells that a worker is alive after all."""
@@ -113,10 +116,11 @@ class Forwarder:
                 return
             except _NotBegun as refused:
                 attempts.refusals.append(refused.error)
+                attempts.put_off(refused.error, member.address, self._clock())
                 if refused.error.reason == errors_pb2.ERROR_REASON_WORKER_LOST:
-                    self._throttle.lost()
+                    self._throttle.worker_lost(member.address, self._clock())
             except WorkerLost as lost:
-                self._throttle.lost()
+                self._throttle.worker_lost(member.address, self._clock())
                 attempts.cut_off(lost, member.address, self._clock())
             except HeadwayError as error:
                 # What an earlier worker said is better news than that no time is left to ask the next one.
@@ -127,10 +131,12 @@ class Forwarder:
 
     async def _next(self, attempts: "_Attempts") -> Placement | None:
         """The worker to ask now; None when no more can be."""
-        if attempts.count >= MOST_ATTEMPTS or attempts.raw is None:
+        if attempts.raw is None:
             return None
         if attempts.lost_s is None:
-            return next(attempts.placements, None)
+            return next(attempts.placements, None) if attempts.count < MOST_ATTEMPTS else None
+        if attempts.losses >= MOST_ATTEMPTS or attempts.count >= MOST_ASKED:
+            return None
         return await self._who_goes_on(attempts, attempts.lost_s) if self._throttle.allows else None
 
     async def _who_goes_on(self, attempts: "_Attempts", lost_s: float) -> Placement | None:
@@ -138,7 +144,7 @@ class Forwarder:
         until_s = min(lost_s + self._failover_wait_s, attempts.outgoing.budget.due_s)
         while True:
             changed = self._pool.changed
-            able = (placement for placement in attempts.outgoing.rank() if attempts.may_ask(placement.view))
+            able = (each for each in attempts.outgoing.rank() if attempts.may_ask(each.view, self._clock()))
             if (placement := next(able, None)) is not None:
                 return placement
             if (left_s := until_s - self._clock()) <= 0:
@@ -187,17 +193,25 @@ class _Attempts:
         self.refusals: list[HeadwayError] = []
         self.lost_s: float | None = None
         """When the answer was cut off last."""
-        self._lost_at = dict[str, float]()
+        self.losses = 0
+        """How often it was cut off."""
+        self._lost_at, self._full_until = dict[str, float](), dict[str, float]()
 
     def cut_off(self, lost: WorkerLost, address: str, now_s: float) -> None:
         """A worker was lost while it answered."""
-        self.raw, self.lost_s = self.outgoing.answer.next(), now_s
+        self.raw, self.lost_s, self.losses = self.outgoing.answer.next(), now_s, self.losses + 1
         self.refusals.append(lost)
         self._lost_at[address] = now_s
 
-    def may_ask(self, view: View) -> bool:
-        """Whether the worker was not lost to this request, or has been heard of since."""
-        return view.report.received_s > self._lost_at.get(view.address, -math.inf)
+    def put_off(self, refusal: HeadwayError, address: str, now_s: float) -> None:
+        """A worker refused: it is not asked again at once, when it is to go on with an answer that was cut off."""
+        again_s = _ASK_AGAIN_S if refusal.retry_after_s is None else min(refusal.retry_after_s, _ASK_AGAIN_S)
+        self._full_until[address] = now_s + again_s
+
+    def may_ask(self, view: View, now_s: float) -> bool:
+        """Whether the worker was not lost to this request, or has been heard of since, and did not refuse just now."""
+        heard = view.report.received_s > self._lost_at.get(view.address, -math.inf)
+        return heard and now_s >= self._full_until.get(view.address, -math.inf)
 
 
 def _open(channel: grpc.aio.Channel, method: Method, raw: bytes, options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from headway.calibration import Curves, calibrated
+from headway.calibration import Curves, Soon, calibrated
 from headway.engine import Device, Lease
 from services.splat_worker import costs
 from services.splat_worker.card import SceneCard, read_cards
@@ -157,5 +157,5 @@ class Loader:
             self._cache,
             key=("splat 2", *built, str(scene.ranked.home), labels, encodings),
             measure=partial(costs.measure, scene, renderer, self._device),
-            probe=partial(costs.probe, scene, renderer, self._device),
+            probe=partial(costs.probe, scene, renderer, Soon(self._device)),
         )

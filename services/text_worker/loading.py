@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from headway import __version__
-from headway.calibration import cache_folder, calibrated
+from headway.calibration import Soon, cache_folder, calibrated
 from headway.engine import Device
 from headway.prefix import model_fingerprint
 from services.text_worker.backend import Model
@@ -85,7 +85,7 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, d
         measure=lambda: measure(
             loaded.model, store.pages, max_batch=settings.max_batch, chunk_tokens=chunk, device=device
         ),
-        probe=lambda: probe(loaded.model, store.pages, device),
+        probe=lambda: probe(loaded.model, store.pages, Soon(device)),
     )
     return costs_of(curves, chunk)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.calibration import Curves, Probe, cache_folder, calibrated, cost_of, quiet_cost
+from headway.calibration import Curves, Probe, Soon, cache_folder, calibrated, cost_of, quiet_cost
 from headway.cost import Cost, StepCurve
 from headway.device import Lease
 
@@ -62,31 +62,43 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(tmp_path: Path, n
     assert measure.calls == calls
 
 
+class Recording:
+    """A device that is free, and keeps when each lease was due, in s from now."""
+
+    def __init__(self) -> None:
+        self.leases: list[float] = []
+
+    @contextmanager
+    def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
+        self.leases.append(due_s - time.monotonic())
+        yield Lease(0.0, True)
+
+    def rest(self) -> None: ...
+
+    def hurry(self, due_s: float) -> None: ...
+
+    def declare(self, demand: object, *, step_end_s: float | None = None) -> None: ...
+
+    def others(self) -> tuple[tuple[float, float], ...]:
+        return ()
+
+    @property
+    def busy_until_s(self) -> None: ...
+
+
 def test_every_timed_run_holds_the_device_behind_all_real_work() -> None:
-    leases: list[float] = []
-
-    class Recording:
-        @contextmanager
-        def lease(self, *, due_s: float, label: str, keep: bool = False) -> Iterator[Lease]:
-            leases.append(due_s - time.monotonic())
-            yield Lease(0.0, True)
-
-        def rest(self) -> None: ...
-
-        def hurry(self, due_s: float) -> None: ...
-
-        def declare(self, demand: object, *, step_end_s: float | None = None) -> None: ...
-
-        def others(self) -> tuple[tuple[float, float], ...]:
-            return ()
-
-        @property
-        def busy_until_s(self) -> None: ...
-
-    cost = quiet_cost(lambda: sum(range(1000)), Recording(), repeats=6)
+    device = Recording()
+    cost = quiet_cost(lambda: sum(range(1000)), device, repeats=6)
     assert cost.mean_ms > 0
-    assert len(leases) == 7
-    assert min(leases) > 30
+    assert len(device.leases) == 7
+    assert min(device.leases) > 30
+
+
+def test_a_probe_is_not_held_up_by_work_that_is_due_later() -> None:
+    device = Recording()
+    assert quiet_cost(lambda: sum(range(1000)), Soon(device), repeats=6).mean_ms > 0
+    assert len(device.leases) == 7
+    assert max(device.leases) <= 1.0
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

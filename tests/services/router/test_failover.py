@@ -144,3 +144,27 @@ def test_retries_stop_when_most_workers_are_lost_and_come_back_with_answers() ->
     assert not throttle.allows
     throttle.answered()
     assert throttle.allows
+
+
+def test_a_worker_that_takes_many_calls_with_it_is_lost_once() -> None:
+    throttle = RetryThrottle(tokens=4)
+    for call in range(30):
+        throttle.worker_lost("one", 10.0 + call / 100)
+    assert throttle.allows
+    throttle.worker_lost("other", 10.0)
+    assert not throttle.allows
+
+
+async def test_all_of_many_texts_go_on_when_their_worker_dies(mesh: Any, worker_process: Any) -> None:
+    first = await worker_process("text", "2")
+    other = await mesh.worker("text", name="other", step_ms=5)
+    client = await mesh.router(f"text={first.address}", other, healthy=2, placement="round-robin")
+    other.engine.gate.clear()
+    calls = [client.text.Generate(text_request("abc"), timeout=20) for _ in range(48)]
+    plans = [await call.read() for call in calls]
+    workers = [plan.plan.worker_id for plan in plans]
+    assert workers.count("text-process") > 12
+    first.process.send_signal(signal.SIGKILL)
+    other.engine.gate.set()
+    for call, plan in zip(calls, plans, strict=True):
+        assert whole_text([plan, *await rest(call)]) == (TOKENS, [0, 1, 2, 3], "3 6 9 12 ")
