@@ -119,8 +119,6 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
 
     @model_validator(mode="after")
     def _the_kv_store_can_be_reached(self) -> Self:
-        if self.kv_store is not None and self.engine != "own":
-            raise ValueError("kv_store: belongs to engine own, whose keys and values are this worker's")
         if self.kv_store == "grpc" and self.prefix_cache is None:
             raise ValueError("kv_store: grpc goes through prefix_cache, which is off")
         return self

@@ -2,6 +2,7 @@
 seen in an answer."""
 
 import asyncio
+import hashlib
 import struct
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -100,6 +101,20 @@ async def test_answers_and_callers_that_begin_alike_restore_once(tmp_path: Path,
         assert all(answer.token_ids == expected for answer in answers)
         assert all(answer.summary.served.cached_tokens >= BLOCKS * BLOCK_TOKENS for answer in answers)
         assert there.blocks("restored") == BLOCKS
+
+
+async def test_another_tenant_never_restores(tmp_path: Path, store: LocalRedis) -> None:
+    tenants, listed = ("one", "other"), tmp_path / "keys.yaml"
+    listed.write_text("".join(f"{name}: [{hashlib.sha256(name.encode()).hexdigest()}]\n" for name in tenants))
+    shown = {name: {"metadata": [("authorization", f"Bearer {name}")]} for name in tenants}
+    async with two(tmp_path, store.url, store.url, api_keys=listed) as (here, there):
+        expected = (await here.ask(**shown["one"])).token_ids
+        await until(lambda: here.blocks("written") == BLOCKS)
+        foreign = await there.ask(**shown["other"])
+        assert (foreign.token_ids, foreign.summary.served.cached_tokens) == (expected, 0)
+        assert there.blocks("restored") == 0
+        own = await there.ask(**shown["one"])
+        assert (own.token_ids, own.summary.served.cached_tokens) == (expected, BLOCKS * BLOCK_TOKENS)
 
 
 def forged(stored: bytes, **fields: int) -> bytes:
