@@ -1,4 +1,4 @@
-"""Restoring a prefix from Redis against computing it: `python -m benchmarks.restore`, about 3 minutes.
+"""Restoring a prefix from Redis against computing it: `python -m benchmarks.restore`, about 4 minutes.
 
 `--quick` takes a look in about a minute. One engine computes prompts of 384 tokens and one more, and writes their
 blocks; another one, which never saw them, is asked for them, for others that nobody computed, and for those again. It
@@ -10,7 +10,6 @@ block was not restored.
 
 import asyncio
 import hashlib
-import itertools
 import os
 import statistics
 import subprocess
@@ -175,21 +174,40 @@ def store_of(path: str, redis_url: str, address: str, stored_bytes: int, closing
     return MeshStore(channel, ())
 
 
-async def measure(folder: Path, kind: Any, path: str, repeats: int, redis_url: str, address: str) -> dict[str, Any]:
-    """One kind of weights, one way to the store."""
-    draw = np.random.default_rng(repeats)
-    prompts = [
-        tuple(map(int, draw.integers(2, SHAPE["vocab_size"], PREFIX_TOKENS + 1))) for _ in range(2 * repeats + 2)
-    ]
+@dataclass(frozen=True)
+class Between:
+    """What lies between the two engines."""
+
+    redis_url: str
+    address: str
+    """Of the prefix cache."""
+    repeats: int
+
+
+async def measure(folder: Path, kind: Any, between: Between, console: Console) -> list[dict[str, Any]]:
+    """One kind of weights over both paths; prints each as it comes."""
+    found: list[dict[str, Any]] = []
     async with AsyncExitStack() as closing:
         engines = [Engine(folder, kind, measured=True) for _ in range(2)]
         for engine in engines:
             await closing.enter_async_context(engine.running())
-        # Nothing is shared between two runs: their keys and values differ, or are there already.
-        layout = Layout.of(engines[0].store.pages, hashlib.sha256(f"{kind} {path}".encode()).digest())
+        for path in ("redis", "grpc"):
+            # Nothing is shared between two runs: their keys and values differ, or are there already.
+            layout = Layout.of(engines[0].store.pages, hashlib.sha256(f"{kind} {path}".encode()).digest())
+            times = await measure_path(engines, path, layout, between)
+            found.append({"weights": kind, "path": path, "stored_bytes": layout.stored_bytes, **times.figures()})
+            console.print(line_of(found[-1]))
+    return found
+
+
+async def measure_path(engines: list[Engine], path: str, layout: Layout, between: Between) -> Times:
+    """Blocks go from the first engine to the second. The first round warms up and is not counted."""
+    draw, rounds = np.random.default_rng(between.repeats), between.repeats + 1
+    prompts = [tuple(map(int, draw.integers(2, SHAPE["vocab_size"], PREFIX_TOKENS + 1))) for _ in range(2 * rounds)]
+    async with AsyncExitStack() as closing:
         here, there = [
             await closing.enter_async_context(
-                side(engine, store_of(path, redis_url, address, layout.stored_bytes, closing), layout)
+                side(engine, store_of(path, between.redis_url, between.address, layout.stored_bytes, closing), layout)
             )
             for engine in engines
         ]
@@ -198,7 +216,7 @@ async def measure(folder: Path, kind: Any, path: str, repeats: int, redis_url: s
         times = Times()
         for stored, foreign in zip(prompts[::2], prompts[1::2], strict=True):
             await one_round(there, stored, foreign, expected[stored], times)
-        return {"weights": kind, "path": path, "stored_bytes": layout.stored_bytes, **trimmed(times).figures()}
+        return trimmed(times)
 
 
 async def written(here: Side, blocks: int) -> None:
@@ -237,9 +255,8 @@ def run(folder: Path, kinds: tuple[str, ...], repeats: int, console: Console) ->
         tempfile.TemporaryDirectory() as spare,
         prefix_cache(server.url, Path(spare)) as address,
     ):
-        for kind, path in itertools.product(kinds, ("redis", "grpc")):
-            found.append(asyncio.run(measure(folder, kind, path, repeats, server.url, address)))
-            console.print(line_of(found[-1]))
+        for kind in kinds:
+            found += asyncio.run(measure(folder, kind, Between(server.url, address, repeats), console))
     return found
 
 

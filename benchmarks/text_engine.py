@@ -134,7 +134,7 @@ class Engine:
         speculate: Mode = "off",
         measured: bool = False,
     ) -> None:
-        """Only where something is chosen by cost, drafts or with `measured`, are steps' costs measured."""
+        """Steps' costs are measured only where something is chosen by them: to speculate, or with `measured`."""
         architecture = load_architecture(folder)
         self.model = TimedModel(CpuModel.load(folder, architecture, kind, invariant=invariant))
         self.context = architecture.context
@@ -142,7 +142,7 @@ class Engine:
         flat, alone = StepCurve(((1, Cost(1e-3)),)), _Alone()
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
         if speculate != "off" or measured:
-            sizes = {"max_batch": MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
+            sizes = {"max_batch": 1 if speculate == "off" else MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
             costs = costs_of(measure_costs(self.model, self.store.pages, device=alone, **sizes), CHUNK_TOKENS)  # type: ignore[arg-type]
             costs = with_taking_in(costs, self.store.pages, alone)
         self.speculate, self.costs = speculate, costs
