@@ -30,11 +30,11 @@ from rich.console import Console
 from benchmarks.figures import interval, write
 from benchmarks.text_engine import Engine, new_sequence
 from benchmarks.text_workloads import SHAPE, make_checkpoint
-from headway.channels import open_channel
 from headway.local_redis import LocalRedis
 from headway.prefix import BLOCK_TOKENS
 from headway.telemetry import Metrics, SharedBlock
 from headway.ticket import Finished
+from headway.upstream import Connection, UpstreamCredentials
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.kv.transfer import Layout
 from services.text_worker.sequence import Delta
@@ -169,9 +169,9 @@ def store_of(path: str, redis_url: str, address: str, stored_bytes: int, closing
     """A client of its own."""
     if path == "redis":
         return RedisStore(redis_url, stored_bytes)
-    channel = open_channel(address)
-    closing.push_async_callback(channel.close, None)
-    return MeshStore(channel, ())
+    connection = Connection(address, credentials := UpstreamCredentials())
+    closing.push_async_callback(connection.close)
+    return MeshStore(connection, credentials)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ because random weights exaggerate it.
 """
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,11 +37,11 @@ LEAST_SAME_TOP = 0.9
 
 
 def commands(peers: list[str]) -> dict[str, list[str]]:
-    """How each contender is started; a peer is given as NAME=PYTHON=SCRIPT."""
+    """How each contender is started; a peer is given as NAME=PYTHON=SCRIPT, behind the script its arguments."""
     found = {f"headway {' '.join(kind)}": [sys.executable, "-m", "benchmarks.text_engine", *kind] for kind in OURS}
     for peer in peers:
         name, python, script = peer.split("=", 2)
-        found[name] = [python, script]
+        found[name] = [python, *shlex.split(script)]
     return found
 
 

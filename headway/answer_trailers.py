@@ -6,6 +6,7 @@ are for logs alone: a client reads the message. Refusals have trailers of their 
 
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from headway.v1 import common_pb2
@@ -18,18 +19,20 @@ _add_to_call: ContextVar[Callable[[Trailers], None] | None] = ContextVar("add_to
 def follow_call(context: Any) -> None:
     """From now on `tell` speaks for the call with this gRPC context; set by the interceptor."""
 
-    def add(trailers: Trailers) -> None:
-        told = {name for name, _ in trailers}
-        context.set_trailing_metadata((*_others(context.trailing_metadata(), told), *trailers))
+    _add_to_call.set(partial(add, context))
 
-    _add_to_call.set(add)
+
+def add(context: Any, trailers: Trailers) -> None:
+    """Adds to what goes out at the end of the call with this gRPC context, in place of what has the same names."""
+    told = {name for name, _ in trailers}
+    context.set_trailing_metadata((*_others(context.trailing_metadata(), told), *trailers))
 
 
 def tell(served: common_pb2.Served) -> None:
     """Adds what was served to the trailers of the call that is being handled, in place of what was told before."""
-    add = _add_to_call.get()
-    if add is not None:
-        add(trailers_of(served))
+    add_to_this = _add_to_call.get()
+    if add_to_this is not None:
+        add_to_this(trailers_of(served))
 
 
 def trailers_of(served: common_pb2.Served) -> Trailers:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from headway.config import ServiceConfig, WorkerConfig
 from headway.errors import Unauthenticated
-from headway.lease import HEADER, LeaseCheck, Wall, read_secret
+from headway.lease import HEADER, LeaseCheck, Wall, follow_secrets
 from headway.watched import Watched
 from headway.yaml_file import read_mapping
 
@@ -184,7 +184,7 @@ class Authenticator:
         """Reads the files of keys and secret, if there are such. Raises OSError, `KeyFileError` or `YamlFileError`."""
         keys = KeyFile(config.api_keys) if config.api_keys is not None else None
         secret = config.lease_secret if isinstance(config, WorkerConfig) else None
-        leases = LeaseCheck(read_secret(secret)) if secret is not None else None
+        leases = LeaseCheck(follow_secrets(secret)) if secret is not None else None
         return cls(keys, mutual_tls=config.tls_client_ca is not None, leases=leases, operators=config.operators)
 
     def may_operate(self, tenant: str) -> bool:

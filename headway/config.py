@@ -221,8 +221,9 @@ class WorkerConfig(ServiceConfig):
         0.999, "work is admitted when this share comes by its deadline", group="Quality", unit="SHARE", gt=0, lt=1
     )
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
-        None, "file with the secret that the mesh's routers share with its workers: work is then taken only with a "
-        "router's lease, which names the tenant, or a key or certificate", group="Security", unit="FILE",
+        None, "file with the secret that the mesh's routers share with its workers, or several, a line each, of which "
+        "all are good; read anew when it changes: work is then taken only with a router's lease, which names the "
+        "tenant, or a key or certificate", group="Security", unit="FILE",
     )  # fmt: skip
     policy: str = setting(
         "headway", "who decides rungs: headway, or to compare: greedy, lowest, fixed:RUNG, threshold[:ANSWERS], "

@@ -20,6 +20,7 @@ from headway.continuing import Again, Continuation, Images, Text
 from headway.deadline import Clock
 from headway.errors import DETAILS_KEY, HeadwayError, RemoteError, from_rpc_error
 from headway.lease import HEADER
+from headway.prompts import MOST_PICKED_BYTES, canonical_prompt
 from headway.telemetry import Metadata, inject
 from headway.v1 import common_pb2, errors_pb2, image_pb2, router_pb2, router_pb2_grpc, splat_pb2, text_pb2
 
@@ -56,6 +57,7 @@ def _pick_text(request: text_pb2.GenerateRequest) -> router_pb2.PickRequest:
         items=1,
         steps=request.max_tokens or 128,
         prompt_tokens=len(request.tokens.ids) or 1 + size // 3,
+        prompt=canonical_prompt(request, MOST_PICKED_BYTES),
     )
 
 

@@ -12,6 +12,11 @@ from headway.v1 import text_pb2
 
 MOST_PROMPT_BYTES = 1 << 18
 """Prompts are told apart by no more than that, whatever their length."""
+MOST_PICKED_BYTES = 1 << 16
+"""Of these as many are told with a `Pick`: a client sends them there and then again to the worker."""
+TOKENS_MARK = b"I"
+MARKS = (b"T", b"M", TOKENS_MARK)
+"""How a canonical prompt begins: see `headway.prefix`."""
 
 
 def canonical_prompt(request: text_pb2.GenerateRequest, most_bytes: int = sys.maxsize) -> bytes:

@@ -19,17 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from headway import __version__, answer_trailers
 from headway.auth import OPEN_TENANT, Authenticator
-from headway.channels import Credentials, channel_options, read_credentials
+from headway.channels import channel_options
 from headway.config import ServiceConfig, UpstreamConfig
 from headway.deadline import Clock
-from headway.errors import Draining, Failed, HeadwayError, PermissionDenied, TooManyCalls, to_trailers
-from headway.lease import read_secret
+from headway.errors import (
+    BadInput,
+    Draining,
+    Failed,
+    HeadwayError,
+    PermissionDenied,
+    Refused,
+    TooManyCalls,
+    to_trailers,
+)
+from headway.half_open import HalfOpenCalls, as_stream, metadata_bytes, refusing
+from headway.lease import Secrets, follow_secrets
+from headway.load_report import LoadMeter
+from headway.standard_services import StandardServices, serves_debug
 from headway.telemetry import (
     UNKNOWN_TENANT,
     Metrics,
@@ -43,6 +52,7 @@ from headway.telemetry import (
     watch_loop_lag,
 )
 from headway.tls import CertificateError, ServerCertificates
+from headway.upstream import UpstreamCredentials
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +96,7 @@ class Service:
     closing: AsyncExitStack
     """What is entered here is left when the service stops."""
     authenticator: Authenticator
+    load: LoadMeter
 
 
 Build = Callable[[Service], Awaitable[Served]]
@@ -94,8 +105,10 @@ Build = Callable[[Service], Awaitable[Served]]
 class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Around every call of ours: identity, the limit on calls in flight, the trace, the error table, the outcome."""
 
-    def __init__(self, service: Service, authenticator: Authenticator, max_concurrent: int, span: Span) -> None:
-        self._service, self._authenticator, self._max, self._span = service, authenticator, max_concurrent, span
+    def __init__(self, service: Service, config: ServiceConfig, span: Span) -> None:
+        self._service, self._authenticator, self._span = service, service.authenticator, span
+        self._max, self._most_metadata = config.max_concurrent_rpcs, config.max_metadata_kib << 10
+        self._half_open = HalfOpenCalls(most=self._max, patience_s=config.max_deadline_s)
         self.in_flight = 0
         self.draining = False
 
@@ -105,30 +118,26 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler: Any = await continuation(details)
-        if handler is None or not details.method.startswith(_OURS):
-            return handler
-        kind = _kind_of(details.method)
-        make = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        behaviour = (
-            self._streaming(handler, details.method, kind)
-            if handler.response_streaming
-            else self._unary(handler, details.method, kind)
-        )
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        if handler is None:
+            return None
+        if (size := metadata_bytes(details.invocation_metadata)) > self._most_metadata:
+            return refusing(handler, BadInput("metadata", f"must be at most {self._most_metadata} bytes, not {size}"))
+        if not details.method.startswith(_OURS):
+            return self._half_open.bounding(handler)
+        guarded = self._streaming if handler.response_streaming else self._unary
+        return as_stream(handler, guarded(handler, details.method))
 
-    def _unary(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def guarded(request: Any, context: Any) -> Any:
-            async with self._call(context, method, kind):
+    def _unary(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(_: Any, context: Any) -> Any:
+            async with self._call(context, method, handler) as request:
                 return await handler.unary_unary(request, context)
 
         return guarded
 
-    def _streaming(self, handler: Any, method: str, kind: str | None) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+    def _streaming(self, handler: Any, method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def guarded(_: Any, context: Any) -> AsyncIterator[Any]:
             async with (
-                self._call(context, method, kind),
+                self._call(context, method, handler) as request,
                 contextlib.aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
@@ -137,18 +146,22 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return guarded
 
     @asynccontextmanager
-    async def _call(self, context: Any, method: str, kind: str | None) -> AsyncIterator[None]:
-        arrival_s = self._service.clock()
+    async def _call(self, context: Any, method: str, handler: Any) -> AsyncIterator[Any]:
+        """Around one call; yields its message."""
+        kind, arrival_s = _kind_of(method), self._service.clock()
         answer_trailers.follow_call(context)
         metadata = tuple(context.invocation_metadata() or ())
         outcome, error, tenant = Outcome.OK, None, UNKNOWN_TENANT
+        self._service.load.began()
         try:
             tenant = self._authenticator.tenant(metadata, context.auth_context())
+            request = await self._half_open.message(context, handler.request_deserializer)
+            arrival_s = self._service.clock()
             self._enter(tenant, method)
             self.in_flight += 1
             try:
                 with self._service.tracing.span(self._span, extract(metadata), rpc_method=method.lstrip("/")):
-                    yield
+                    yield request
             finally:
                 self.in_flight -= 1
         except HeadwayError as failure:
@@ -163,10 +176,14 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             log.exception("%s failed", method)
             outcome, error = Outcome.FAILED, Failed(f"the server failed: {type(failure).__name__}")
         finally:
+            self._service.load.ended(outcome)
             if kind is not None:
                 self._service.metrics.record_end(kind, outcome, self._service.clock() - arrival_s, error, tenant)
+        load = () if kind is None else (self._service.load.trailer(refused=isinstance(error, Refused)),)
         if error is not None:
-            await context.abort(error.status, error.message, to_trailers(error))
+            await context.abort(error.status, error.message, (*to_trailers(error), *load))
+        if load:
+            answer_trailers.add(context, load)
 
     def _enter(self, tenant: str, method: str) -> None:
         tenant_of_call.set(tenant)
@@ -226,20 +243,20 @@ class StartError(Exception):
     """The service cannot start; the message names the setting and what is wrong."""
 
 
-def upstream_credentials(config: UpstreamConfig) -> Credentials:
+def upstream_credentials(config: UpstreamConfig) -> UpstreamCredentials:
     """How a service shows itself to those that it calls. Raises `StartError`."""
     try:
-        return read_credentials(
-            ca=config.upstream_ca, cert=config.upstream_cert, key=config.upstream_key, api_key=config.upstream_api_key
-        )
+        return UpstreamCredentials.from_config(config)
     except OSError as error:
         raise StartError(f"upstream: cannot read {error.filename}: {error.strerror}") from error
+    except CertificateError as error:
+        raise StartError(str(error)) from error
 
 
-def mesh_secret(path: Path | None) -> bytes | None:
-    """The secret that routers and workers share; None for a mesh without. Raises `StartError`."""
+def mesh_secrets(path: Path | None) -> Secrets | None:
+    """The secrets that routers and workers share, as the file is now; None for a mesh without. Raises `StartError`."""
     try:
-        return None if path is None else read_secret(path)
+        return None if path is None else follow_secrets(path)
     except (OSError, ValueError) as error:
         raise StartError(f"lease_secret: {error}") from error
 
@@ -277,21 +294,21 @@ async def serve(
     """
     async with AsyncExitStack() as closing:
         service = _make_service(config, name, closing)
-        guard = CallGuard(service, service.authenticator, config.max_concurrent_rpcs, span)
+        guard = CallGuard(service, config, span)
         server = grpc.aio.server(interceptors=[guard], options=_server_options(config))
         port = _bind(server, config)
         served = await build(service)
-        health_servicer = _add_standard(server, served.registrations, debug=_serves_debug(config))
+        names = [item.name for item in served.registrations]
+        standard = StandardServices(server, names, service.load, debug=serves_debug(config))
         for registration in served.registrations:
             registration.add(server)
         built()
         await server.start()
-        for service_name in ("", *(item.name for item in served.registrations)):
-            await health_servicer.set(service_name, health_pb2.HealthCheckResponse.SERVING)
+        await standard.serving()
         log.info("%s %s serves on %s", name, __version__, _shown_address(config.listen, port))
         ready(port)
         await until()
-        await _drain(server, guard, health_servicer, served, config.drain_s)
+        await _drain(server, guard, standard, served, config.drain_s)
 
 
 def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> Service:
@@ -310,7 +327,8 @@ def _make_service(config: ServiceConfig, name: str, closing: AsyncExitStack) -> 
         log.info("metrics on http://%s:%d/metrics", host, endpoint.port)
     lag = asyncio.create_task(watch_loop_lag(metrics))
     closing.callback(lag.cancel)
-    return Service(name, metrics, tracing, time.monotonic, closing, _authenticator(config))
+    clock = time.monotonic
+    return Service(name, metrics, tracing, clock, closing, _authenticator(config), LoadMeter(clock))
 
 
 def _authenticator(config: ServiceConfig) -> Authenticator:
@@ -344,24 +362,6 @@ def _bind(server: grpc.aio.Server, config: ServiceConfig) -> int:
         raise StartError(f"listen: cannot listen on {config.listen}; is the port in use?") from error
 
 
-def _add_standard(server: grpc.aio.Server, registrations: Sequence[Registration], *, debug: bool) -> Any:
-    health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    if debug:
-        channelz.add_channelz_servicer(server)  # type: ignore[arg-type]
-        names = [item.name for item in registrations]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    return health_servicer
-
-
-def _serves_debug(config: ServiceConfig) -> bool:
-    """Whether reflection and channelz are served: they tell everybody who connects what is here, and who else does."""
-    if config.debug_services != "local":
-        return config.debug_services == "always"
-    host = config.listen.rpartition(":")[0].strip("[]")
-    return config.listen.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127.")
-
-
 def _shown_address(listen: str, port: int) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
@@ -369,12 +369,12 @@ def _shown_address(listen: str, port: int) -> str:
 async def _drain(
     server: grpc.aio.Server,
     guard: CallGuard,
-    health_servicer: Any,
+    standard: StandardServices,
     served: Served,
     drain_s: float,
 ) -> None:
     log.info("draining: %d calls in flight, at most %.1f s", guard.in_flight, drain_s)
-    await health_servicer.enter_graceful_shutdown()
+    await standard.drain()
     guard.draining = True
     if served.drain is None:
         await server.stop(grace=drain_s)

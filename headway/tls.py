@@ -47,24 +47,27 @@ class ServerCertificates:
 def _read(cert: Path, key: Path, client_ca: Path | None) -> grpc.ServerCertificateConfiguration:
     pair = (key.read_bytes(), cert.read_bytes())
     ca = client_ca.read_bytes() if client_ca is not None else None
-    _check_pair(cert, key)
+    check_pair(cert, key, settings=("tls_cert", "tls_key"))
     if client_ca is not None:
-        _check_authority(client_ca)
+        check_authority(client_ca, setting="tls_client_ca")
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
 
 
-def _check_pair(cert: Path, key: Path) -> None:
+def check_pair(cert: Path, key: Path, *, settings: tuple[str, str]) -> None:
+    """Raises `CertificateError` with the names of the two settings unless the key is the certificate's. Blocks."""
+
     def no_password() -> str:
-        raise CertificateError(f"tls_key: {key} is encrypted; give it without a password")
+        raise CertificateError(f"{settings[1]}: {key} is encrypted; give it without a password")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, no_password)
     except ssl.SSLError as error:
-        raise CertificateError(f"tls_cert and tls_key: {cert} and {key} are not a pair: {error.reason}") from error
+        raise CertificateError(f"{' and '.join(settings)}: {cert} and {key} are not a pair: {error.reason}") from error
 
 
-def _check_authority(path: Path) -> None:
+def check_authority(path: Path, *, setting: str) -> None:
+    """Raises `CertificateError` with the setting's name for a file without a certificate. Blocks."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
     except ssl.SSLError as error:
-        raise CertificateError(f"tls_client_ca: {path} holds no certificate: {error.reason}") from error
+        raise CertificateError(f"{setting}: {path} holds no certificate: {error.reason}") from error

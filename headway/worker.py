@@ -14,6 +14,7 @@ from headway.deadline import Budget, budget_of
 from headway.engine import Batch, Lease, Snapshot
 from headway.engine_loop import EngineLoop
 from headway.errors import BadInput, HeadwayError, NotFound
+from headway.load_report import occupancy_of
 from headway.planning import predict
 from headway.policy import DEFAULT, Policy, policy_of
 from headway.quality import Ladder, Rung, read_wish
@@ -70,12 +71,14 @@ class LoopObserver:
 
     def __init__(self, service: Service, kind: str, max_batch: int) -> None:
         self._metrics, self._kind, self._max_batch = service.metrics, kind, max_batch
+        self._load = service.load
 
     def stepped(self, batch: Batch[Any], actual_ms: float, queued: int, lease: Lease) -> None:
         self._metrics.lease_wait.labels(self._kind).observe(lease.wait_s)
         if not lease.granted:
             self._metrics.unleased.labels(self._kind).inc()
         self._metrics.step.labels(self._kind).observe(actual_ms / 1000)
+        self._load.worked(actual_ms / 1000)
         self._metrics.occupancy.labels(self._kind).set(batch.items / self._max_batch)
         self._metrics.queued.labels(self._kind).set(queued)
 
@@ -189,9 +192,11 @@ def registrations(runtime: WorkerRuntime, name: str, add: Callable[[grpc.aio.Ser
     """What a worker's `build` returns: its own service beside `headway.v1.Worker`, drained by its engine loop."""
 
     runtime.service.authenticator.worker_id = runtime.identity.worker_id
+    servicer = WorkerServicer(runtime)
+    runtime.service.load.occupancy = lambda: occupancy_of(servicer.state(runtime.loop.snapshot()))
 
     def add_worker(server: grpc.aio.Server) -> None:
-        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(runtime), server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(servicer, server)
 
     return Served([Registration(name, add), Registration("headway.v1.Worker", add_worker)], drain=runtime.loop.drain)
 
@@ -233,12 +238,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         sequence = 0
         async for snapshot in _snapshots(self._runtime.loop, interval_s):
             sequence += 1
-            yield self._state(snapshot, sequence)
+            yield self.state(snapshot, sequence)
 
     async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainResponse:
         return worker_pb2.DrainResponse(finished=await self._runtime.loop.drain())
 
-    def _state(self, snapshot: Snapshot, sequence: int) -> worker_pb2.WorkerState:
+    def state(self, snapshot: Snapshot, sequence: int = 0) -> worker_pb2.WorkerState:
+        """A snapshot as the contract has it; `sequence` numbers the reports of one watcher."""
         identity, setting = self._runtime.identity, snapshot.setting
         loads = [choice.option.load for choice in snapshot.choices]
         finish = predict(loads, setting)

@@ -84,9 +84,11 @@ def plan_line(plan: common_pb2.Plan) -> str:
 
 def served_line(served: common_pb2.Served) -> str:
     """What was served, in one line."""
+    again = f", attempt {served.attempts}" if served.attempts > 1 else ""
     return (
         f"served: rung {served.rung.label} ({reason(served.reason)}), quality {served.quality:.2f}, "
-        f"{served.steps_executed} of {served.steps_planned} steps, slack {ms(served.slack_ms)}, by {served.worker_id}"
+        f"{served.steps_executed} of {served.steps_planned} steps, slack {ms(served.slack_ms)}, "
+        f"by {served.worker_id}{again}"
     )
 
 

@@ -26,33 +26,33 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headway.v1 import common_pb2 as headway_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/router.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\"\xb2\x01\n\x0bPickRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.headway.v1.Kind\x12\r\n\x05\x61sset\x18\x02 \x01(\t\x12/\n\rservice_level\x18\x03 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12\r\n\x05items\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\r\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x0e\n\x06pixels\x18\x07 \x01(\x04\"\x83\x01\n\tCandidate\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10predicted_p50_ms\x18\x03 \x01(\x01\x12\x18\n\x10predicted_p99_ms\x18\x04 \x01(\x01\x12\x1e\n\x04rung\x18\x05 \x01(\x0b\x32\x10.headway.v1.Rung\"v\n\x0cPickResponse\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.headway.v1.Candidate\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12,\n\tlease_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\x0bLeaseClaims\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nworker_ids\x18\x02 \x03(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\x0c\"\x14\n\x12ListWorkersRequest\"\xfc\x01\n\x0bWorkerEntry\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x1e\n\x04kind\x18\x03 \x01(\x0e\x32\x10.headway.v1.Kind\x12(\n\x06health\x18\x04 \x01(\x0e\x32\x18.headway.v1.WorkerHealth\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nbacklog_ms\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12\x0e\n\x06\x61ssets\x18\x08 \x03(\t\x12\x11\n\tdevice_id\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x15\n\rreport_age_ms\x18\x0b \x01(\x01\"_\n\x13ListWorkersResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.headway.v1.WorkerEntry\x12\x1e\n\x16prefix_cache_reachable\x18\x02 \x01(\x08\"\x14\n\x12\x44rainRouterRequest\"\'\n\x13\x44rainRouterResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r*\x97\x01\n\x0cWorkerHealth\x12\x1d\n\x19WORKER_HEALTH_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_HEALTH_HEALTHY\x10\x01\x12\x1a\n\x16WORKER_HEALTH_DRAINING\x10\x02\x12\x16\n\x12WORKER_HEALTH_LOST\x10\x03\x12\x19\n\x15WORKER_HEALTH_EJECTED\x10\x04\x32\xdd\x01\n\x06Router\x12\x39\n\x04Pick\x12\x17.headway.v1.PickRequest\x1a\x18.headway.v1.PickResponse\x12N\n\x0bListWorkers\x12\x1e.headway.v1.ListWorkersRequest\x1a\x1f.headway.v1.ListWorkersResponse\x12H\n\x05\x44rain\x12\x1e.headway.v1.DrainRouterRequest\x1a\x1f.headway.v1.DrainRouterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headway/v1/router.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headway/v1/common.proto\"\xc2\x01\n\x0bPickRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.headway.v1.Kind\x12\r\n\x05\x61sset\x18\x02 \x01(\t\x12/\n\rservice_level\x18\x03 \x01(\x0b\x32\x18.headway.v1.ServiceLevel\x12\r\n\x05items\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\r\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x0e\n\x06pixels\x18\x07 \x01(\x04\x12\x0e\n\x06prompt\x18\x08 \x01(\x0c\"\x83\x01\n\tCandidate\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10predicted_p50_ms\x18\x03 \x01(\x01\x12\x18\n\x10predicted_p99_ms\x18\x04 \x01(\x01\x12\x1e\n\x04rung\x18\x05 \x01(\x0b\x32\x10.headway.v1.Rung\"v\n\x0cPickResponse\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.headway.v1.Candidate\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12,\n\tlease_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\x0bLeaseClaims\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nworker_ids\x18\x02 \x03(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\x0c\"\x14\n\x12ListWorkersRequest\"\xfc\x01\n\x0bWorkerEntry\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x1e\n\x04kind\x18\x03 \x01(\x0e\x32\x10.headway.v1.Kind\x12(\n\x06health\x18\x04 \x01(\x0e\x32\x18.headway.v1.WorkerHealth\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nbacklog_ms\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12\x0e\n\x06\x61ssets\x18\x08 \x03(\t\x12\x11\n\tdevice_id\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x15\n\rreport_age_ms\x18\x0b \x01(\x01\"_\n\x13ListWorkersResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.headway.v1.WorkerEntry\x12\x1e\n\x16prefix_cache_reachable\x18\x02 \x01(\x08\"\x14\n\x12\x44rainRouterRequest\"\'\n\x13\x44rainRouterResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r*\x97\x01\n\x0cWorkerHealth\x12\x1d\n\x19WORKER_HEALTH_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_HEALTH_HEALTHY\x10\x01\x12\x1a\n\x16WORKER_HEALTH_DRAINING\x10\x02\x12\x16\n\x12WORKER_HEALTH_LOST\x10\x03\x12\x19\n\x15WORKER_HEALTH_EJECTED\x10\x04\x32\xdd\x01\n\x06Router\x12\x39\n\x04Pick\x12\x17.headway.v1.PickRequest\x1a\x18.headway.v1.PickResponse\x12N\n\x0bListWorkers\x12\x1e.headway.v1.ListWorkersRequest\x1a\x1f.headway.v1.ListWorkersResponse\x12H\n\x05\x44rain\x12\x1e.headway.v1.DrainRouterRequest\x1a\x1f.headway.v1.DrainRouterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERHEALTH']._serialized_start=1060
-  _globals['_WORKERHEALTH']._serialized_end=1211
+  _globals['_WORKERHEALTH']._serialized_start=1076
+  _globals['_WORKERHEALTH']._serialized_end=1227
   _globals['_PICKREQUEST']._serialized_start=97
-  _globals['_PICKREQUEST']._serialized_end=275
-  _globals['_CANDIDATE']._serialized_start=278
-  _globals['_CANDIDATE']._serialized_end=409
-  _globals['_PICKRESPONSE']._serialized_start=411
-  _globals['_PICKRESPONSE']._serialized_end=529
-  _globals['_LEASECLAIMS']._serialized_start=531
-  _globals['_LEASECLAIMS']._serialized_end=620
-  _globals['_LISTWORKERSREQUEST']._serialized_start=622
-  _globals['_LISTWORKERSREQUEST']._serialized_end=642
-  _globals['_WORKERENTRY']._serialized_start=645
-  _globals['_WORKERENTRY']._serialized_end=897
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=899
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=994
-  _globals['_DRAINROUTERREQUEST']._serialized_start=996
-  _globals['_DRAINROUTERREQUEST']._serialized_end=1016
-  _globals['_DRAINROUTERRESPONSE']._serialized_start=1018
-  _globals['_DRAINROUTERRESPONSE']._serialized_end=1057
-  _globals['_ROUTER']._serialized_start=1214
-  _globals['_ROUTER']._serialized_end=1435
+  _globals['_PICKREQUEST']._serialized_end=291
+  _globals['_CANDIDATE']._serialized_start=294
+  _globals['_CANDIDATE']._serialized_end=425
+  _globals['_PICKRESPONSE']._serialized_start=427
+  _globals['_PICKRESPONSE']._serialized_end=545
+  _globals['_LEASECLAIMS']._serialized_start=547
+  _globals['_LEASECLAIMS']._serialized_end=636
+  _globals['_LISTWORKERSREQUEST']._serialized_start=638
+  _globals['_LISTWORKERSREQUEST']._serialized_end=658
+  _globals['_WORKERENTRY']._serialized_start=661
+  _globals['_WORKERENTRY']._serialized_end=913
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=915
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1010
+  _globals['_DRAINROUTERREQUEST']._serialized_start=1012
+  _globals['_DRAINROUTERREQUEST']._serialized_end=1032
+  _globals['_DRAINROUTERRESPONSE']._serialized_start=1034
+  _globals['_DRAINROUTERRESPONSE']._serialized_end=1073
+  _globals['_ROUTER']._serialized_start=1230
+  _globals['_ROUTER']._serialized_end=1451
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ WORKER_HEALTH_LOST: WorkerHealth
 WORKER_HEALTH_EJECTED: WorkerHealth
 
 class PickRequest(_message.Message):
-    __slots__ = ("kind", "asset", "service_level", "items", "steps", "prompt_tokens", "pixels")
+    __slots__ = ("kind", "asset", "service_level", "items", "steps", "prompt_tokens", "pixels", "prompt")
     KIND_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
     SERVICE_LEVEL_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class PickRequest(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     kind: _common_pb2.Kind
     asset: str
     service_level: _common_pb2.ServiceLevel
@@ -40,7 +41,8 @@ class PickRequest(_message.Message):
     steps: int
     prompt_tokens: int
     pixels: int
-    def __init__(self, kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., asset: _Optional[str] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., items: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...
+    prompt: bytes
+    def __init__(self, kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., asset: _Optional[str] = ..., service_level: _Optional[_Union[_common_pb2.ServiceLevel, _Mapping]] = ..., items: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., pixels: _Optional[int] = ..., prompt: _Optional[bytes] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("address", "worker_id", "predicted_p50_ms", "predicted_p99_ms", "rung")

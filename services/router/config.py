@@ -140,8 +140,9 @@ class RouterConfig(UpstreamConfig):
         "counts for itself", group="Security", unit="URL",
     )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
-        None, "file with the secret that the mesh's routers share with its workers: calls are passed on, and Pick "
-        "answers, with a signed lease that names the tenant", group="Security", unit="FILE",
+        None, "file with the secret that the mesh's routers share with its workers, or several, a line each, of which "
+        "the first signs; read anew when it changes: calls are passed on, and Pick answers, with a signed lease that "
+        "names the tenant", group="Security", unit="FILE",
     )  # fmt: skip
 
     @model_validator(mode="after")

@@ -6,13 +6,11 @@ import secrets
 import sys
 from functools import partial
 
-import grpc
-
-from headway.channels import Credentials, open_channel
 from headway.config import load
 from headway.lease import LeaseSigner, read_secret
-from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
+from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
+from headway.upstream import Connection, UpstreamCredentials
 from headway.yaml_file import YamlFileError
 from services.router import endpoint_picker
 from services.router.asking import Asker
@@ -39,19 +37,22 @@ from services.router.waiting import WaitingRoom
 
 async def build(config: RouterConfig, service: Service) -> Served:
     """Follows the workers from now on. Raises `StartError` for files that cannot be used."""
-    credentials, shared = upstream_credentials(config), mesh_secret(config.lease_secret)
+    credentials, shared = upstream_credentials(config), mesh_secrets(config.lease_secret)
     secret, limits = _secret(config), _quotas(config)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     identity = Identity(credentials, None if shared is None else LeaseSigner(shared))
-    upstream = Upstream(credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s)
+    upstream = Upstream(
+        credentials, identity, config.max_message_mib << 20, config.resolve_interval_s, config.drain_s,
+        longest_call_s=config.max_deadline_s + 1.0,
+    )  # fmt: skip
     pool = Pool(config.workers, upstream, service.metrics, service.clock)
     service.closing.callback(tasks.create_task(pool.run()).cancel)
     signal = ScaleSignal(pool, service.metrics, {worker.kind for worker in config.workers})
     service.closing.callback(tasks.create_task(signal.run()).cancel)
-    cache_channel, prefixes = _cache_channel(config, service, credentials), PrefixIndex()
-    if cache_channel is not None:
-        following = tasks.create_task(follow_prefixes(cache_channel, credentials.metadata(), prefixes, service.metrics))
-        service.closing.callback(following.cancel)
+    to_cache, prefixes = _connect_cache(config, service, credentials), PrefixIndex()
+    if to_cache is not None:
+        for following in (to_cache.follow(), follow_prefixes(to_cache, credentials, prefixes, service.metrics)):
+            service.closing.callback(tasks.create_task(following).cancel)
     calls, quotas = Calls(), Quotas(limits, service.clock)
     if config.quota_store is not None:
         sharing = SharedQuotas(config.quota_store, quotas, service.metrics.store_reachable.labels("quotas"))
@@ -64,7 +65,7 @@ async def build(config: RouterConfig, service: Service) -> Served:
         asker=_asker(config, service, pool, quotas),
         lister=Lister(pool, service.clock),
         everywhere=Everywhere(pool, service.clock),
-        cache=_cache(config, service, cache_channel, credentials, secret, tasks),
+        cache=_cache(config, service, to_cache, credentials, secret, tasks),
         flights=Flights(secret, config.cache_max_kib << 10, config.rung_quantile, service.clock),
         prompts=KnownPrompts(prefixes, shared),
         signal=signal,
@@ -107,27 +108,27 @@ def _asker(config: RouterConfig, service: Service, pool: Pool, quotas: Quotas) -
     return Asker(hedger, room, shares, service.metrics, service.clock)
 
 
-def _cache_channel(config: RouterConfig, service: Service, credentials: Credentials) -> grpc.aio.Channel | None:
+def _connect_cache(config: RouterConfig, service: Service, credentials: UpstreamCredentials) -> Connection | None:
     if config.prefix_cache is None:
         return None
-    channel = open_channel(config.prefix_cache, credentials, max_message_bytes=config.max_message_mib << 20)
-    service.closing.push_async_callback(channel.close, None)
-    return channel
+    connection = Connection(config.prefix_cache, credentials, max_message_bytes=config.max_message_mib << 20)
+    service.closing.push_async_callback(connection.close)
+    return connection
 
 
 def _cache(
     config: RouterConfig,
     service: Service,
-    channel: grpc.aio.Channel | None,
-    credentials: Credentials,
+    connection: Connection | None,
+    credentials: UpstreamCredentials,
     secret: bytes,
     tasks: asyncio.TaskGroup,
 ) -> ResultCache | None:
-    if channel is None:
+    if connection is None:
         return None
     limits = CacheLimits(config.cache_ttl_s, config.cache_max_kib << 10, config.cache_lookup_ms / 1000)
     return ResultCache(
-        channel, credentials, secret, limits, tasks,
+        connection, credentials, secret, limits, tasks,
         metrics=service.metrics, tracing=service.tracing, clock=service.clock,
     )  # fmt: skip
 

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 
 from headway.deadline import Clock
+from headway.upstream import Connection
 from headway.v1 import common_pb2, router_pb2, worker_pb2, worker_pb2_grpc
 from services.router.identity import ROUTER, Identity
 from services.router.ledger import REPORT_INTERVAL_S, Ledger
@@ -27,7 +29,7 @@ class Member(Ledger):
         self,
         address: str,
         kind: common_pb2.Kind,
-        channel: grpc.aio.Channel,
+        connection: Connection,
         identity: Identity,
         *,
         clock: Clock,
@@ -42,10 +44,15 @@ class Member(Ledger):
         `may_leave` says whether this one may be ejected: see `Ejection`.
         """
         super().__init__(address, clock, changed=changed, may_leave=may_leave)
-        self.kind, self.channel, self.identity = kind, channel, identity
+        self.kind, self.identity, self._connection = kind, identity, connection
         self.health: router_pb2.WorkerHealth = router_pb2.WORKER_HEALTH_LOST
         self.detail = "not reached yet"
         self._others = others
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For a call that begins now."""
+        return self._connection.channel
 
     def view(self) -> View | None:
         """The worker for placement; None unless it is healthy."""
@@ -104,9 +111,12 @@ class Member(Ledger):
     async def _states(self) -> AsyncIterator[worker_pb2.WorkerState]:
         request = worker_pb2.WatchWorkerRequest()
         request.min_interval.FromMilliseconds(round(REPORT_INTERVAL_S * 1000))
-        call = worker_pb2_grpc.WorkerStub(self.channel).Watch(request, metadata=self.identity.metadata(ROUTER))
+        channel, call = self.channel, self._watch(request)
         try:
             while True:
+                if self.channel is not channel:
+                    call.cancel()
+                    channel, call = self.channel, self._watch(request)
                 async with asyncio.timeout(SILENCE_S):
                     state = await call.read()
                 if not isinstance(state, worker_pb2.WorkerState):  # grpc.aio.EOF
@@ -114,6 +124,10 @@ class Member(Ledger):
                 yield state
         finally:
             call.cancel()
+
+    def _watch(self, request: worker_pb2.WatchWorkerRequest) -> Any:
+        stub = worker_pb2_grpc.WorkerStub(self.channel)
+        return stub.Watch(request, metadata=self.identity.metadata(ROUTER))
 
     def _take(self, state: worker_pb2.WorkerState) -> None:
         assert self.description is not None

@@ -10,7 +10,7 @@ from headway.continuing import Again, Continuation, Frames, Images, Refining, Te
 from headway.deadline import Budget
 from headway.errors import BadInput
 from headway.prefix import TOKEN_BYTES
-from headway.prompts import MOST_PROMPT_BYTES, canonical_prompt
+from headway.prompts import MARKS, MOST_PICKED_BYTES, MOST_PROMPT_BYTES, TOKENS_MARK, canonical_prompt
 from headway.quality import Rung
 from headway.v1 import common_pb2, image_pb2, router_pb2, splat_pb2, text_pb2
 from services.router.placement import FRAME_PIXELS, Ask
@@ -120,11 +120,22 @@ def read_pick(request: router_pb2.PickRequest, budget: Budget) -> Ask:
     field = "scene" if request.kind == common_pb2.KIND_SPLAT else "model"
     if request.kind not in (common_pb2.KIND_TEXT, common_pb2.KIND_IMAGE, common_pb2.KIND_SPLAT):
         raise BadInput("kind", f"must be text, image or splat, not {request.kind}")
+    _check_picked_prompt(request)
     return _ask(
         request.kind, field, request.asset, request.service_level, budget,
         items=max(1, request.items), tokens=max(1, request.steps), prompt_tokens=request.prompt_tokens,
-        pixels=request.pixels or FRAME_PIXELS,
+        pixels=request.pixels or FRAME_PIXELS, prompt=request.prompt,
+        bytes_per_token=TOKEN_BYTES if request.prompt.startswith(TOKENS_MARK) else _BYTES_PER_TOKEN,
     )  # fmt: skip
+
+
+def _check_picked_prompt(request: router_pb2.PickRequest) -> None:
+    if len(request.prompt) > MOST_PICKED_BYTES:
+        raise BadInput("prompt", f"must be at most {MOST_PICKED_BYTES} bytes, not {len(request.prompt)}")
+    if request.prompt and request.kind != common_pb2.KIND_TEXT:
+        raise BadInput("prompt", "must be empty: only text has one")
+    if request.prompt and not request.prompt.startswith(MARKS):
+        raise BadInput("prompt", "must begin with T, M or I, and what that marks")
 
 
 def _plan_part(message: Any) -> common_pb2.Plan | None:

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from headway.channels import Credentials, open_channel
 from headway.deadline import Clock
 from headway.telemetry import Metrics
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import common_pb2, router_pb2
 from services.router.config import WorkerAddress
 from services.router.identity import Identity
@@ -37,12 +37,13 @@ def kind_name(kind: common_pb2.Kind) -> str:
 class Upstream:
     """How workers are called."""
 
-    credentials: Credentials
+    credentials: UpstreamCredentials
     identity: Identity
     max_message_bytes: int
     resolve_interval_s: float
     leave_s: float
     """How long calls to a worker whose name is gone may go on."""
+    longest_call_s: float = 3600.0
 
 
 class Pool:
@@ -97,26 +98,29 @@ class Pool:
 
     async def _follow_address(self, worker: WorkerAddress) -> None:
         upstream, key = self._upstream, (worker.kind, worker.address)
-        channel = open_channel(
+        connection = Connection(
             worker.address,
             upstream.credentials,
             max_message_bytes=upstream.max_message_bytes,
             server_name=worker.server_name,
+            longest_call_s=upstream.longest_call_s,
         )
         member = Member(
-            worker.address, worker.kind, channel, upstream.identity,
+            worker.address, worker.kind, connection, upstream.identity,
             clock=self._clock, changed=self._count, others=lambda: self._healthy(worker.kind),
             may_leave=lambda: self._may_leave(worker.kind),
         )  # fmt: skip
         self._members[key] = member
         self._count()
         try:
-            await member.follow()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(connection.follow())
+                tasks.create_task(member.follow())
         finally:
             if self._members.get(key) is member:  # two names may stand for one address
                 del self._members[key]
             self._count()
-            await channel.close(upstream.leave_s)
+            await connection.close(upstream.leave_s)
 
     async def _follow_name(self, worker: WorkerAddress) -> None:
         """Follows each address behind a name. A name that cannot be resolved keeps the addresses that it had."""

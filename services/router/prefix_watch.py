@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
-from headway.telemetry import Metadata, Metrics
+from headway.telemetry import Metrics
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.router.prefixes import PrefixIndex
 
@@ -14,19 +18,21 @@ log = logging.getLogger(__name__)
 _REST_S = 0.5
 
 
-async def follow_prefixes(channel: grpc.aio.Channel, identity: Metadata, index: PrefixIndex, metrics: Metrics) -> None:
+async def follow_prefixes(
+    connection: Connection, credentials: UpstreamCredentials, index: PrefixIndex, metrics: Metrics
+) -> None:
     """Keeps `index` up to date until cancelled. Mutates it; whenever the stream ends it begins anew, empty.
 
-    `identity` is shown to the prefix cache.
+    `credentials` are shown to the prefix cache.
     """
-    stub, reached = prefix_cache_pb2_grpc.PrefixCacheStub(channel), True
+    reached = True
     while True:
         try:
-            call = stub.Watch(prefix_cache_pb2.WatchPrefixesRequest(), metadata=identity)
-            async for response in call:
-                reached = True
-                index.take(response.report)
-                metrics.held_blocks.set(index.blocks)
+            async with aclosing(_responses(connection, credentials)) as responses:
+                async for response in responses:
+                    reached = True
+                    index.take(response.report)
+                    metrics.held_blocks.set(index.blocks)
         except grpc.aio.AioRpcError as error:
             if reached:
                 log.warning("which worker holds which prompts is not known for now: %s", error.details())
@@ -35,3 +41,24 @@ async def follow_prefixes(channel: grpc.aio.Channel, identity: Metadata, index: 
             index.clear()
             metrics.held_blocks.set(0)
         await asyncio.sleep(_REST_S)
+
+
+async def _responses(connection: Connection, credentials: UpstreamCredentials) -> AsyncGenerator[Any, None]:
+    """What the prefix cache tells, until it ends that or the connection is replaced."""
+    stub = prefix_cache_pb2_grpc.PrefixCacheStub(connection.channel)
+    call = stub.Watch(prefix_cache_pb2.WatchPrefixesRequest(), metadata=credentials.metadata())
+    replaced, reading = asyncio.ensure_future(connection.replaced.wait()), asyncio.ensure_future(call.read())
+    try:
+        while True:
+            await asyncio.wait({reading, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return
+            response = reading.result()
+            if not isinstance(response, prefix_cache_pb2.WatchPrefixesResponse):  # grpc.aio.EOF
+                return
+            yield response
+            reading = asyncio.ensure_future(call.read())
+    finally:
+        for waiting in (replaced, reading):
+            waiting.cancel()
+        call.cancel()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from headway.lease import Secrets, first_of
 from headway.prefix import CHUNK_BYTES, HASH_BYTES
 from headway.prompts import prompt_chunks
 from headway.v1 import prefix_cache_pb2
@@ -138,12 +139,13 @@ class PrefixIndex:
 class KnownPrompts:
     """Looks prompts up as workers report them."""
 
-    def __init__(self, index: PrefixIndex, secret: bytes | None) -> None:
-        """`secret` is what routers and workers share, where they do: see `headway.prompts`."""
-        self._index, self._secret = index, secret
+    def __init__(self, index: PrefixIndex, secrets: Secrets | None) -> None:
+        """`secrets` are what routers and workers share, where they do: see `headway.prompts`."""
+        self._index, self._secrets = index, secrets
 
     def shared(self, prompt: bytes, asset_hash: str | None, tenant: str) -> Shared:
         """Who holds how much of a canonical prompt."""
         if asset_hash is None or len(prompt) < CHUNK_BYTES:
             return NOTHING_SHARED
-        return self._index.shared(prompt_chunks(prompt, asset_hash=asset_hash, secret=self._secret, tenant=tenant))
+        secret = first_of(self._secrets)
+        return self._index.shared(prompt_chunks(prompt, asset_hash=asset_hash, secret=secret, tenant=tenant))

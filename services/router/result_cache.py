@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 
-from headway.channels import Credentials
 from headway.deadline import Budget, Clock, floor_to_wire_s
 from headway.prefix import tenant_salt
 from headway.telemetry import CacheResult, Metrics, Span, Tracing, inject
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.router.breaker import Breaker
 from services.router.methods import Method
@@ -59,8 +59,8 @@ class ResultCache:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
-        credentials: Credentials,
+        connection: Connection,
+        credentials: UpstreamCredentials,
         secret: bytes,
         limits: CacheLimits,
         tasks: asyncio.TaskGroup,
@@ -70,17 +70,21 @@ class ResultCache:
         clock: Clock,
     ) -> None:
         """`tasks` runs what is kept in the background; `secret` keeps tenants' entries apart."""
-        self._channel, self._stub = channel, prefix_cache_pb2_grpc.PrefixCacheStub(channel)
-        self._metadata, self._secret, self._limits, self._tasks = credentials.metadata(), secret, limits, tasks
+        self._connection, self._credentials = connection, credentials
+        self._secret, self._limits, self._tasks = secret, limits, tasks
         self._metrics, self._tracing, self._clock = metrics, tracing, clock
         self._breaker = Breaker(clock)
         self._puts = 0
-        channel.get_state(try_to_connect=True)
+        connection.channel.get_state(try_to_connect=True)
 
     @property
     def reachable(self) -> bool:
         """Whether the prefix cache's process can be reached now."""
-        return self._channel.get_state(try_to_connect=True) == grpc.ChannelConnectivity.READY
+        return self._connection.channel.get_state(try_to_connect=True) == grpc.ChannelConnectivity.READY
+
+    @property
+    def _stub(self) -> prefix_cache_pb2_grpc.PrefixCacheStub:
+        return prefix_cache_pb2_grpc.PrefixCacheStub(self._connection.channel)
 
     def recording(self) -> Recording:
         """For an answer that may be kept."""
@@ -117,7 +121,9 @@ class ResultCache:
         with self._tracing.span(Span.CACHE_GET):
             try:
                 response = await self._stub.GetResult(
-                    prefix_cache_pb2.GetResultRequest(key=key), timeout=timeout_s, metadata=inject(self._metadata)
+                    prefix_cache_pb2.GetResultRequest(key=key),
+                    timeout=timeout_s,
+                    metadata=inject(self._credentials.metadata()),
                 )
             except grpc.aio.AioRpcError as error:
                 log.debug("the result cache failed: %s", error.details())
@@ -131,7 +137,7 @@ class ResultCache:
     async def _put(self, put: prefix_cache_pb2.PutResultRequest) -> None:
         try:
             with self._tracing.span(Span.CACHE_PUT):
-                await self._stub.PutResult(put, timeout=_PUT_S, metadata=inject(self._metadata))
+                await self._stub.PutResult(put, timeout=_PUT_S, metadata=inject(self._credentials.metadata()))
             self._breaker.worked()
         except grpc.aio.AioRpcError as error:
             log.debug("a result was not kept: %s", error.details())

@@ -11,14 +11,15 @@ from functools import partial
 import grpc
 import torch
 
-from headway.channels import open_channel
 from headway.config import load
 from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
+from headway.lease import Secrets
 from headway.planning import Setting
-from headway.server import Served, Service, StartError, mesh_secret, run, upstream_credentials
+from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
+from headway.upstream import Connection
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
@@ -64,11 +65,10 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
     runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
-    upstream = _upstream(config, service)
-    secret = mesh_secret(config.lease_secret)
-    prompts = await _publish(service, loaded, store, identity, upstream, secret)
+    upstream, secrets = await _upstream(config, service), mesh_secrets(config.lease_secret)
+    prompts = await _publish(service, loaded, store, identity, upstream, secrets)
     sharing = await start_sharing(
-        config, service, store, loaded.cache_fingerprint, costs, upstream=upstream, secret=secret, wake=loop.wake
+        config, service, store, loaded.cache_fingerprint, costs, upstream=upstream, secrets=secrets, wake=loop.wake
     )
     log.info(
         "%s: %d parameters, context %d, %s on %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
@@ -83,14 +83,16 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     return registrations(runtime, "headway.v1.TextGeneration", add)
 
 
-def _upstream(config: TextWorkerConfig, service: Service) -> Upstream | None:
+async def _upstream(config: TextWorkerConfig, service: Service) -> Upstream | None:
     """The way to the prefix cache, where there is one. Raises StartError for files that cannot be read."""
     if config.prefix_cache is None:
         return None
     credentials = upstream_credentials(config)
-    channel = open_channel(config.prefix_cache, credentials)
-    service.closing.push_async_callback(channel.close, None)
-    return Upstream(channel, credentials.metadata())
+    connection = Connection(config.prefix_cache, credentials)
+    service.closing.push_async_callback(connection.close)
+    tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
+    service.closing.callback(tasks.create_task(connection.follow()).cancel)
+    return Upstream(connection, credentials)
 
 
 async def _publish(
@@ -99,16 +101,16 @@ async def _publish(
     store: KvStore,
     identity: Identity,
     upstream: Upstream | None,
-    secret: bytes | None,
+    secrets: Secrets | None,
 ) -> NotedPrompts | None:
     """Tells routers from now on which prompts are cached."""
     if upstream is None:
         return None
     held = HeldPrefixes(store.pool)
-    publisher = Publisher(upstream.channel, upstream.metadata, identity.worker_id, held, service.clock)
+    publisher = Publisher(upstream.connection, upstream.credentials, identity.worker_id, held, service.clock)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     service.closing.callback(tasks.create_task(publisher.run()).cancel)
-    return NotedPrompts(held, asset_hash=loaded.hash, secret=secret)
+    return NotedPrompts(held, asset_hash=loaded.hash, secrets=secrets)
 
 
 def _set_threads(config: TextWorkerConfig) -> None:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from headway.lease import Secrets, first_of
 from headway.prefix import BLOCK_TOKENS, CHUNK_BYTES
 from headway.prompts import canonical_prompt, prompt_chunks
 from headway.v1 import prefix_cache_pb2, text_pb2
@@ -122,12 +123,13 @@ class HeldPrefixes:
 class NotedPrompts:
     """Notes prompts as routers will see them."""
 
-    def __init__(self, held: HeldPrefixes, *, asset_hash: str, secret: bytes | None) -> None:
-        """`secret` is what routers and workers share, where they do: see `headway.prompts`."""
-        self._held, self._asset_hash, self._secret = held, asset_hash, secret
+    def __init__(self, held: HeldPrefixes, *, asset_hash: str, secrets: Secrets | None) -> None:
+        """`secrets` are what routers and workers share, where they do: see `headway.prompts`."""
+        self._held, self._asset_hash, self._secrets = held, asset_hash, secrets
 
     def note(self, request: text_pb2.GenerateRequest, tenant: str, tokens: Sequence[int], chain: Chain) -> None:
         """A prompt that is about to be admitted, with its tokens and the chain that will name its blocks."""
         canonical = canonical_prompt(request)
-        chunks = prompt_chunks(canonical, asset_hash=self._asset_hash, secret=self._secret, tenant=tenant)
+        secret = first_of(self._secrets)
+        chunks = prompt_chunks(canonical, asset_hash=self._asset_hash, secret=secret, tenant=tenant)
         self._held.note(len(canonical), len(tokens), tuple(chunks), chain.over(tokens))

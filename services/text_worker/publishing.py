@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import grpc
 
 from headway.deadline import Clock
-from headway.telemetry import Metadata
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.text_worker.prefixes import HeldPrefixes
 
@@ -25,9 +25,14 @@ class Publisher:
     """Reports until cancelled. The prefix cache slow or gone costs nothing but the routers' knowledge."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, metadata: Metadata, worker_id: str, held: HeldPrefixes, clock: Clock
+        self,
+        connection: Connection,
+        credentials: UpstreamCredentials,
+        worker_id: str,
+        held: HeldPrefixes,
+        clock: Clock,
     ) -> None:
-        self._stub, self._metadata = prefix_cache_pb2_grpc.PrefixCacheStub(channel), metadata
+        self._connection, self._credentials = connection, credentials
         self._worker_id, self._held, self._clock = worker_id, held, clock
         self._sequence = 0
         self._anew = True
@@ -69,5 +74,6 @@ class Publisher:
             worker_id=self._worker_id, sequence=self._sequence, snapshot=snapshot, events=events
         )
         report.lease.FromMilliseconds(round(LEASE_S * 1000))
-        response = await self._stub.Publish(report, timeout=_TIMEOUT_S, metadata=self._metadata)
+        stub = prefix_cache_pb2_grpc.PrefixCacheStub(self._connection.channel)
+        response = await stub.Publish(report, timeout=_TIMEOUT_S, metadata=self._credentials.metadata())
         return bool(response.need_snapshot)

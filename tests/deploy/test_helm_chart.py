@@ -70,8 +70,9 @@ SCALED = {
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"team": "painters"}}}]},
     "router": {"extraArgs": ["--endpoint-picker", "--endpoint-picker-spares", "1"]},
 }
+COUNTED = {"auth": {"quotasConfigMap": "quotas", "quotaStore": {"redis": True}}}
 BARE = {"prefixCache": {"enabled": False}, "networkPolicy": {"enabled": False}, "router": {"replicas": 1}}
-SETS = {"defaults": {}, "secure": SECURE, "scaled": SCALED, "bare": BARE}
+SETS = {"defaults": {}, "secure": SECURE, "scaled": SCALED, "counted": COUNTED, "bare": BARE}
 
 Object = dict[str, Any]
 Render = Callable[[Object], list[Object]]
@@ -232,6 +233,31 @@ def test_text_workers_tell_the_prefix_cache_what_they_hold_where_there_is_one(re
     assert {"name": "HEADWAY_UPSTREAM_CA", "value": "/tls/ca.crt"} in text["env"]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, None),
+        (COUNTED, {"value": "redis://demo-headway-redis.mesh.svc:6379"}),
+        (COUNTED | {"redis": {"url": "rediss://ours:6380"}}, {"value": "rediss://ours:6380"}),
+        (
+            COUNTED | {"redis": {"urlSecret": {"name": "ours"}}},
+            {"valueFrom": {"secretKeyRef": {"name": "ours", "key": "url"}}},
+        ),
+        ({"auth": {"quotasConfigMap": "q", "quotaStore": {"url": "redis://own:1"}}}, {"value": "redis://own:1"}),
+        (
+            {"auth": {"quotasConfigMap": "q", "quotaStore": {"urlSecret": {"name": "own", "key": "k"}}}},
+            {"valueFrom": {"secretKeyRef": {"name": "own", "key": "k"}}},
+        ),
+    ],
+)
+def test_routers_count_quotas_together_where_they_are_told_to(
+    render: Render, values: Object, expected: Object | None
+) -> None:
+    (router,) = [one for _, one in containers(render(values)) if one["name"] == "router"]
+    stores = [item for item in router["env"] if item["name"] == "HEADWAY_QUOTA_STORE"]
+    assert stores == ([] if expected is None else [{"name": "HEADWAY_QUOTA_STORE", **expected}])
+
+
 def test_images_are_targets_of_the_dockerfile(render: Render) -> None:
     dockerfile = (DEPLOY.parent / "Dockerfile").read_text()
     for values in SETS.values():
@@ -306,6 +332,11 @@ def test_keda_asks_routers_for_each_kind_of_a_pool(render: Render) -> None:
         ({"pools": {"redis": {"workers": [GPU]}}}, "redis"),
         ({"redis": {"url": "redis://user:secret@host:6379"}}, "url"),
         ({"tls": {"mesh": {"workersSecret": "one"}}}, "routersSecret"),
+        ({"auth": {"quotaStore": {"url": "redis://user:secret@host:6379"}}}, "url"),
+        ({"auth": {"quotaStore": {"redis": True}}}, "auth.quotasConfigMap"),
+        ({"auth": {"quotasConfigMap": "q", "quotaStore": {"redis": True, "url": "redis://own:1"}}}, "set one of"),
+        (BARE | COUNTED, "auth.quotaStore.redis: there is none"),
+        ({"auth": {"quotaStore": {"shared": True}}}, "shared"),
         ({"tls": {"front": {"clientCa": True}}}, "tls.front.secret"),
         ({"pools": {"shared": {**SCALED["pools"]["gpu"]}}}, "monitoring.prometheus"),
         ({"otlpEndpoint": "collector:4317"}, "otlpEndpoint"),

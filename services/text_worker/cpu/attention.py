@@ -1,10 +1,11 @@
 """Attention over paged keys and values, for prefill chunks and decode steps alike.
 
-A block holds `BLOCK_TOKENS` tokens: keys as [head_dim, tokens], so that a query's scores of a whole block are one
-vector; values as [tokens, head_dim]. A row's arithmetic is in one fixed order, block by block and token by token,
-whatever rows it is computed with: a token's result is the same bits in any batch and in any chunk.
+A block holds `BLOCK_TOKENS` tokens: keys as [head_dim, tokens], so that a query's scores are vectors of tokens; values
+as [tokens, head_dim]. A row's arithmetic is in one fixed order, block by block and token by token, whatever rows it is
+computed with: a token's result is the same bits in any batch and in any chunk.
 
-The loops are unrolled by 8 by hand: a running sum in memory is then read and written once for 8 multiply-adds.
+The heads that share a key head, for all rows of a tile, are lines of one small matrix, and both products run over
+several lines at once (`tiles`): what is read of a block serves all of them.
 """
 
 import math
@@ -15,88 +16,145 @@ from numba import prange
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.cpu.compiled import compiled
 from services.text_worker.cpu.exponential import exp
+from services.text_worker.cpu.tiles import LANES, WIDE, tile
 
 TILE_ROWS = 8
 """Rows of one sequence that share a block while it is in the first-level cache."""
+_MOST_VECTORS = 8
+
+PARTS = BLOCK_TOKENS // LANES
+"""Vectors of a block's tokens."""
+# Lines and vectors of a tile of scores: as many sums as registers hold beside what is multiplied. Few lines take many
+# vectors, or each multiply-add would wait for the one before.
+_KEYS_12, _KEYS_4, _KEYS_3, _KEYS_1 = (2, 6, 8, 8) if WIDE else (1, 1, 2, 4)
+_scores_12_n, _scores_12_1 = tile(12, _KEYS_12), tile(12, 1)
+_scores_4_n, _scores_4_1 = tile(4, _KEYS_4), tile(4, 1)
+_scores_3_n, _scores_3_1 = tile(3, _KEYS_3), tile(3, 1)
+_scores_1_n, _scores_1_1 = tile(1, _KEYS_1), tile(1, 1)
+# Lines and vectors of a tile of values.
+_VECTORS = 4 if WIDE else 2
+_values_6_n, _values_6_1 = tile(6, _VECTORS), tile(6, 1)
+_values_3_n, _values_3_1 = tile(3, _VECTORS), tile(3, 1)
+_values_1_n, _values_1_1 = tile(1, _VECTORS), tile(1, 1)
 
 
 @compiled()
-def _add_scores(qkv, row, at, head_dim, scale, keys, block, kv, scores, line, place):
-    """scores[line, place:place + tokens] = scale * query . keys of one block."""
-    for j in range(BLOCK_TOKENS):
-        scores[line, place + j] = np.float32(0.0)
-    d = 0
-    while d + 8 <= head_dim:
-        q0, q1 = qkv[row, at + d] * scale, qkv[row, at + d + 1] * scale
-        q2, q3 = qkv[row, at + d + 2] * scale, qkv[row, at + d + 3] * scale
-        q4, q5 = qkv[row, at + d + 4] * scale, qkv[row, at + d + 5] * scale
-        q6, q7 = qkv[row, at + d + 6] * scale, qkv[row, at + d + 7] * scale
-        for j in range(BLOCK_TOKENS):
-            total = scores[line, place + j]
-            total = total + q0 * keys[block, kv, d, j]
-            total = total + q1 * keys[block, kv, d + 1, j]
-            total = total + q2 * keys[block, kv, d + 2, j]
-            total = total + q3 * keys[block, kv, d + 3, j]
-            total = total + q4 * keys[block, kv, d + 4, j]
-            total = total + q5 * keys[block, kv, d + 5, j]
-            total = total + q6 * keys[block, kv, d + 6, j]
-            scores[line, place + j] = total + q7 * keys[block, kv, d + 7, j]
-        d += 8
-    while d < head_dim:
-        q0 = qkv[row, at + d] * scale
-        for j in range(BLOCK_TOKENS):
-            scores[line, place + j] = scores[line, place + j] + q0 * keys[block, kv, d, j]
-        d += 1
+def _place_keys(places, tables, sequence, first_block, at, vectors, kv, kv_heads, head_dim):
+    """Where the keys of some vectors of tokens begin, counted from the first block on."""
+    for v in range(vectors):
+        block = np.int64(tables[sequence, first_block + (at + v) // PARTS])
+        places[v] = (block * kv_heads + kv) * head_dim * BLOCK_TOKENS + (at + v) % PARTS * LANES
 
 
 @compiled()
-def _add_values(scores, line, place, tokens, values, block, kv, head_dim, out, row, at):
-    """out[row, at:at + head_dim] += the first `tokens` values of one block, weighed by scores[line, place:]."""
-    t = 0
-    while t + 8 <= tokens:
-        p0, p1 = scores[line, place + t], scores[line, place + t + 1]
-        p2, p3 = scores[line, place + t + 2], scores[line, place + t + 3]
-        p4, p5 = scores[line, place + t + 4], scores[line, place + t + 5]
-        p6, p7 = scores[line, place + t + 6], scores[line, place + t + 7]
-        for d in range(head_dim):
-            total = out[row, at + d]
-            total = total + p0 * values[block, kv, t, d]
-            total = total + p1 * values[block, kv, t + 1, d]
-            total = total + p2 * values[block, kv, t + 2, d]
-            total = total + p3 * values[block, kv, t + 3, d]
-            total = total + p4 * values[block, kv, t + 4, d]
-            total = total + p5 * values[block, kv, t + 5, d]
-            total = total + p6 * values[block, kv, t + 6, d]
-            out[row, at + d] = total + p7 * values[block, kv, t + 7, d]
-        t += 8
-    while t < tokens:
-        p0 = scores[line, place + t]
-        for d in range(head_dim):
-            out[row, at + d] = out[row, at + d] + p0 * values[block, kv, t, d]
-        t += 1
+def _score(queries, keys, tables, sequence, first_block, vectors, kv, scores):
+    """scores[line, tokens from first_block on] += queries[line] . keys, of `vectors` vectors. Mutates scores."""
+    lines, head_dim = queries.shape
+    kv_heads, length = keys.shape[1], scores.shape[1]
+    places = np.empty(_MOST_VECTORS, np.int64)
+    line = 0
+    while line < lines:
+        left = lines - line
+        size = 12 if left >= 12 else 4 if left >= 4 else 3 if left == 3 else 1
+        most = _KEYS_12 if size == 12 else _KEYS_4 if size == 4 else _KEYS_3 if size == 3 else _KEYS_1
+        query, at = line * head_dim, 0
+        while at < vectors:
+            taken = most if at + most <= vectors else 1
+            _place_keys(places, tables, sequence, first_block, at, taken, kv, kv_heads, head_dim)
+            to = line * length + at * LANES
+            if size == 12:
+                if taken > 1:
+                    _scores_12_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+                else:
+                    _scores_12_1(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+            elif size == 4:
+                if taken > 1:
+                    _scores_4_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+                else:
+                    _scores_4_1(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+            elif size == 3:
+                if taken > 1:
+                    _scores_3_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+                else:
+                    _scores_3_1(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+            elif taken > 1:
+                _scores_1_n(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+            else:
+                _scores_1_1(queries, query, head_dim, keys, places, BLOCK_TOKENS, head_dim, scores, to, length)
+            at += taken
+        line += size
 
 
 @compiled()
-def _weigh(scores, line, begin, end, first, last, softcap, lanes):
-    """Turns scores[line, begin:end] into softmax's numerators, 0 outside first..last; returns their sum.
+def _add_values(scores, place, tokens, values, block, kv, sums):
+    """sums[line] += the first `tokens` values of one block, weighed by scores[line, place:]. Mutates sums."""
+    lines, head_dim = sums.shape
+    length, start = scores.shape[1], (np.int64(block) * values.shape[1] + kv) * BLOCK_TOKENS * head_dim
+    places = np.empty(_MOST_VECTORS, np.int64)
+    whole = head_dim - head_dim % LANES
+    line = 0
+    while line < lines:
+        left = lines - line
+        size = 6 if left >= 6 else 3 if left >= 3 else 1
+        weights, d = line * length + place, 0
+        while d < whole:
+            taken = _VECTORS if d + _VECTORS * LANES <= whole else 1
+            for v in range(taken):
+                places[v] = start + d + v * LANES
+            to = line * head_dim + d
+            if size == 6:
+                if taken > 1:
+                    _values_6_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                else:
+                    _values_6_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+            elif size == 3:
+                if taken > 1:
+                    _values_3_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                else:
+                    _values_3_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+            elif taken > 1:
+                _values_1_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+            else:
+                _values_1_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+            d += taken * LANES
+        line += size
+    for line in range(lines if whole < head_dim else 0):
+        for t in range(tokens):
+            for d in range(whole, head_dim):
+                sums[line, d] = sums[line, d] + scores[line, place + t] * values[block, kv, t, d]
 
-    `begin` and `end` are block borders.
+
+@compiled()
+def _weigh(scores, line, first, last, softcap, lanes):
+    """Turns a line of scores into softmax's numerators, 0 outside first..last; returns their sum.
+
+    A line is whole blocks. `lanes` is room for a block's worth of running sums.
     """
+    end = scores.shape[1]
     if softcap > 0.0:
-        for j in range(begin, end):
+        for j in range(end):
             scores[line, j] = softcap * np.float32(math.tanh(scores[line, j] / softcap))
-    top = scores[line, first]
-    for j in range(first, last + 1):
-        top = max(top, scores[line, j])
-    for j in range(begin, end):
-        scores[line, j] = exp(min(scores[line, j] - top, np.float32(0.0)))  # what is masked may be anything
-    for j in range(begin, first):
+    for j in range(first):
+        scores[line, j] = -np.float32(np.inf)
+    for j in range(last + 1, end):
+        scores[line, j] = -np.float32(np.inf)
+    for j in range(BLOCK_TOKENS):
+        lanes[j] = -np.float32(np.inf)
+    for place in range(0, end, BLOCK_TOKENS):
+        for j in range(BLOCK_TOKENS):
+            lanes[j] = max(lanes[j], scores[line, place + j])
+    top = lanes[0]
+    for j in range(1, BLOCK_TOKENS):
+        top = max(top, lanes[j])
+    for j in range(end):
+        scores[line, j] = exp(scores[line, j] - top)
+    for j in range(first):
         scores[line, j] = np.float32(0.0)
     for j in range(last + 1, end):
         scores[line, j] = np.float32(0.0)
     for j in range(BLOCK_TOKENS):
         lanes[j] = np.float32(0.0)
-    for place in range(begin, end, BLOCK_TOKENS):
+    for place in range(0, end, BLOCK_TOKENS):
         for j in range(BLOCK_TOKENS):
             lanes[j] = lanes[j] + scores[line, place + j]
     total = np.float32(0.0)
@@ -108,39 +166,29 @@ def _weigh(scores, line, begin, end, first, last, softcap, lanes):
 @compiled()
 def _attend_tile(qkv, out, keys, values, tables, sequence, row, rows, start, kv, group, scale, window, softcap):
     """One key head of up to `TILE_ROWS` rows of a sequence, the first at position `start`."""
-    head_dim = keys.shape[2]
-    ends = start + rows
+    head_dim, lines, ends = keys.shape[2], rows * group, start + rows
     first_block = max(0, start - window + 1) // BLOCK_TOKENS if window > 0 else 0
-    blocks = (ends + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-    begin, end = first_block * BLOCK_TOKENS, blocks * BLOCK_TOKENS
-    scores = np.empty((rows * group, end), np.float32)
-    lanes = np.empty(BLOCK_TOKENS, np.float32)
-    sums = np.empty(rows * group, np.float32)
-    for b in range(first_block, blocks):
-        for line in range(rows * group):
-            at = (kv * group + line % group) * head_dim
-            block = tables[sequence, b]
-            _add_scores(qkv, row + line // group, at, head_dim, scale, keys, block, kv, scores, line, b * BLOCK_TOKENS)
-    for line in range(rows * group):
+    blocks = (ends + BLOCK_TOKENS - 1) // BLOCK_TOKENS - first_block
+    begin = first_block * BLOCK_TOKENS
+    queries, sums = np.empty((lines, head_dim), np.float32), np.zeros((lines, head_dim), np.float32)
+    scores = np.zeros((lines, blocks * BLOCK_TOKENS), np.float32)
+    lanes, totals = np.empty(BLOCK_TOKENS, np.float32), np.empty(lines, np.float32)
+    for line in range(lines):
+        at = (kv * group + line % group) * head_dim
+        for d in range(head_dim):
+            queries[line, d] = qkv[row + line // group, at + d] * scale
+    _score(queries, keys, tables, sequence, first_block, (ends - begin + LANES - 1) // LANES, kv, scores)
+    for line in range(lines):
         last = start + line // group
         first = max(begin, last - window + 1) if window > 0 else 0
-        sums[line] = _weigh(scores, line, begin, end, first, last, softcap, lanes)
-        at = (kv * group + line % group) * head_dim
+        totals[line] = _weigh(scores, line, first - begin, last - begin, softcap, lanes)
+    for b in range(blocks):
+        tokens = min(BLOCK_TOKENS, ends - begin - b * BLOCK_TOKENS)  # what lies behind was never written
+        _add_values(scores, b * BLOCK_TOKENS, tokens, values, tables[sequence, first_block + b], kv, sums)
+    for line in range(lines):
+        at, share = (kv * group + line % group) * head_dim, np.float32(1.0) / totals[line]
         for d in range(head_dim):
-            out[row + line // group, at + d] = np.float32(0.0)
-    for b in range(first_block, blocks):
-        tokens = min(BLOCK_TOKENS, ends - b * BLOCK_TOKENS)  # what lies behind was never written
-        for line in range(rows * group):
-            at = (kv * group + line % group) * head_dim
-            block = tables[sequence, b]
-            _add_values(
-                scores, line, b * BLOCK_TOKENS, tokens, values, block, kv, head_dim, out, row + line // group, at
-            )
-    for line in range(rows * group):
-        at = (kv * group + line % group) * head_dim
-        share = np.float32(1.0) / sums[line]
-        for d in range(head_dim):
-            out[row + line // group, at + d] = out[row + line // group, at + d] * share
+            out[row + line // group, at + d] = sums[line, d] * share
 
 
 @compiled(parallel=True)

@@ -7,7 +7,8 @@ ones; `packed.offsets` takes the surplus off again. Sums are whole numbers, so e
 bits: a row's result does not depend on the rows beside it, on threads, or on the CPU.
 
 On a CPU with AVX-512 VNNI a tile of rows by 64 columns is kept in registers and fed by `vpdpbusd`, which numba cannot
-express: `_vnni_tile` builds it as LLVM IR. Elsewhere `_plain_tile`, the same in plain numba, takes its place.
+express: `_vnni_tile` builds it as LLVM IR. With AMX (`int8_amx`) three rows and more go through its tiles. Elsewhere
+`_plain_tile`, the same in plain numba, takes its place.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from services.text_worker.cpu import int8_amx
 from services.text_worker.cpu.compiled import compiled
+from services.text_worker.cpu.int8_amx import configure, release
 
 COLUMNS = 64
 """Columns of a tile: four vectors of 16 sums."""
@@ -161,6 +164,7 @@ def plain_product(x, row_scales, weight, scales, offsets, bias, out):
             _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out)
 
 
+_amx_wide, _amx_tall, AMX_ROWS = int8_amx.wide, int8_amx.tall, int8_amx.LINES
 _tile_1, _tile_2, _tile_6 = _vnni_tile(1), _vnni_tile(2), _vnni_tile(6)
 
 
@@ -187,4 +191,35 @@ def vnni_product(x, row_scales, weight, scales, offsets, bias, out):
             _finish(sums, row, 1, group, row_scales, scales, offsets, bias, out)
 
 
-product = vnni_product if has_vnni() else plain_product
+@compiled(parallel=True)
+def _amx_product(x, row_scales, weight, scales, offsets, bias, shapes, out):
+    """See `vnni_product`; shapes: `int8_amx.shapes_for(len(x))`."""
+    for group in prange(len(weight)):
+        sums = np.empty(2 * AMX_ROWS * COLUMNS, np.int32)
+        for row in range(0, len(x), 2 * AMX_ROWS):
+            rows = min(2 * AMX_ROWS, len(x) - row)
+            configure(shapes, np.int64(0 if rows == 2 * AMX_ROWS else 1))
+            if rows > AMX_ROWS:
+                _amx_tall(x, row, weight, group, np.int64(0), sums)
+                _amx_tall(x, row, weight, group, np.int64(COLUMNS // 2), sums)
+            else:
+                _amx_wide(x, row, weight, group, np.int64(0), sums)
+            _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out)
+        release()
+
+
+def amx_product(x, row_scales, weight, scales, offsets, bias, out):
+    """See `vnni_product`; needs `int8_amx.has_amx` too."""
+    if len(x) < int8_amx.FEWEST_ROWS or x.shape[1] % int8_amx.INNER:
+        vnni_product(x, row_scales, weight, scales, offsets, bias, out)
+    else:
+        _amx_product(x, row_scales, weight, scales, offsets, bias, int8_amx.shapes_for(len(x)), out)
+
+
+def _fastest() -> Any:
+    if not has_vnni():
+        return plain_product
+    return amx_product if int8_amx.has_amx() else vnni_product
+
+
+product = _fastest()

@@ -15,8 +15,15 @@ from services.text_worker.cpu.exponential import exp
 def _pack_row(rows, row, packed, scales):
     if packed.shape[1] == 0:
         return
+    width, lanes = rows.shape[1], np.zeros(16, np.float32)
+    whole = width - width % 16
+    for i in range(0, whole, 16):
+        for lane in range(16):
+            lanes[lane] = max(lanes[lane], abs(rows[row, i + lane]))
     most = np.float32(0.0)
-    for i in range(rows.shape[1]):
+    for lane in range(16):
+        most = max(most, lanes[lane])
+    for i in range(whole, width):
         most = max(most, abs(rows[row, i]))
     scales[row] = most / np.float32(127.0)
     factor = np.float32(127.0) / most if most > 0.0 else np.float32(0.0)

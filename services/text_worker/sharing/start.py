@@ -7,11 +7,10 @@ from collections.abc import Sequence as Several
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import grpc
-
+from headway.lease import Secrets, first_of
 from headway.prefix import BLOCK_TOKENS, tenant_salt
 from headway.server import Service
-from headway.telemetry import Metadata
+from headway.upstream import Connection, UpstreamCredentials
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts
 from services.text_worker.kv.chain import Chain
@@ -34,24 +33,24 @@ log = logging.getLogger(__name__)
 class Upstream:
     """The way to the prefix cache, and what identifies this worker there."""
 
-    channel: grpc.aio.Channel
-    metadata: Metadata
+    connection: Connection
+    credentials: UpstreamCredentials
 
 
 class Sharing:
     """What the servicer tells of every prompt. Belongs to the event loop."""
 
-    def __init__(self, restorer: Restorer, writer: BlockWriter, fingerprint: bytes, secret: bytes | None) -> None:
+    def __init__(self, restorer: Restorer, writer: BlockWriter, fingerprint: bytes, secrets: Secrets | None) -> None:
         self._restorer, self._writer = restorer, writer
-        self._fingerprint, self._secret = fingerprint, secret
+        self._fingerprint, self._secrets = fingerprint, secrets
 
     def chain(self, tenant: str) -> Chain:
         """Names blocks as all workers do that have the mesh's secret: by its HMAC of the tenant.
 
         Without a secret a block's name can be guessed by who reads the store, and tenants are still apart.
         """
-        label = f"blocks of {tenant}"
-        return Chain(label if self._secret is None else tenant_salt(self._secret, label), self._fingerprint)
+        label, secret = f"blocks of {tenant}", first_of(self._secrets)
+        return Chain(label if secret is None else tenant_salt(secret, label), self._fingerprint)
 
     @contextmanager
     def prompt(self, sequences: Several[Sequence]) -> Iterator[None]:
@@ -80,7 +79,7 @@ async def start_sharing(
     costs: TextCosts,
     *,
     upstream: Upstream | None,
-    secret: bytes | None,
+    secrets: Secrets | None,
     wake: Callable[[], None],
 ) -> Sharing | None:
     """Shares from now on; None where the settings or the cache do not let it."""
@@ -102,7 +101,7 @@ async def start_sharing(
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
     for endless in (watch.run(), writer.run()):
         service.closing.callback(tasks.create_task(endless).cancel)
-    return Sharing(restorer, writer, fingerprint, secret)
+    return Sharing(restorer, writer, fingerprint, secrets)
 
 
 def _can_share(cache: KvStore) -> bool:
@@ -121,4 +120,4 @@ def _store_of(kv_store: str, layout: Layout, upstream: Upstream | None) -> Block
     if kv_store != "grpc":
         return RedisStore(kv_store, layout.stored_bytes)
     assert upstream is not None
-    return MeshStore(upstream.channel, upstream.metadata)
+    return MeshStore(upstream.connection, upstream.credentials)

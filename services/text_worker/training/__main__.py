@@ -1,6 +1,7 @@
 """One command that makes the default text model: corpus, vocabulary, weights, card. Resumes if stopped."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,10 @@ from typing import Annotated
 import torch
 import typer
 
+from services.text_worker.cpu.linear import WeightKind
+from services.text_worker.fidelity import Fidelity, fidelity, windows_of
+from services.text_worker.model.families import load_architecture
+from services.text_worker.tokenizer import load_tokenizer
 from services.text_worker.training import corpus
 from services.text_worker.training.card import Data, Held, write_card
 from services.text_worker.training.export import rounded_to_shipped, write_checkpoint
@@ -17,6 +22,8 @@ from services.text_worker.training.settings import Fit, Shape
 from services.text_worker.training.vocabulary import token_stream, train_tokenizer, variants
 
 log = logging.getLogger("training")
+FEWER_BITS: tuple[WeightKind, ...] = ("bf16", "int8")
+FIDELITY_WINDOWS = 256
 STRIDE = 256  # tokens between the windows that start inside one long document
 
 
@@ -58,8 +65,16 @@ def make(out: Path, work: Path, shape: Shape, fit: Fit) -> None:
         text_bytes=sum(len(text.encode()) for document in held_out for text in variants(document)),
     )
     data = Data(len(documents), len(held_out), len(streams[0].tokens), corpus.digest(documents))
-    write_card(out, shape, fit, data, outcome, held)
+    write_card(out, shape, fit, data, outcome, held, fewer_bits(out, held_out))
     log.info("written to %s: held-out loss %.4f nats a token", out, held.loss)
+
+
+def fewer_bits(folder: Path, held_out: Sequence[corpus.Document]) -> dict[str, Fidelity]:
+    """What each kind of weights changes on held-out text, in the checkpoint in `folder`."""
+    architecture = load_architecture(folder)
+    text = "\n\n".join(document.text for document in held_out)
+    windows = list(windows_of(load_tokenizer(folder, architecture).encode(text), FIDELITY_WINDOWS))
+    return {kind: fidelity(folder, architecture, kind, windows) for kind in FEWER_BITS}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from services.text_worker.drawing import choose
+from services.text_worker.fidelity import WINDOW_TOKENS, Fidelity
 from services.text_worker.model.cache import KvCache
 from services.text_worker.model.dense import DenseModel, Span
 from services.text_worker.model.families import load_architecture
@@ -53,8 +55,13 @@ class Data:
     sha256: str
 
 
-def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, held: Held) -> None:
-    """Writes card.json and README.md beside the checkpoint in `out`, with samples drawn from it as served."""
+def write_card(
+    out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, held: Held, fewer_bits: Mapping[str, Fidelity]
+) -> None:
+    """Writes card.json and README.md beside the checkpoint in `out`, with samples drawn from it as served.
+
+    fewer_bits: what each kind of weights changes on held-out text.
+    """
     architecture = load_architecture(out)
     model, tokenizer = DenseModel.load(out, architecture), load_tokenizer(out, architecture)
     card: dict[str, Any] = {
@@ -74,6 +81,7 @@ def write_card(out: Path, shape: Shape, fit: Fit, data: Data, outcome: Outcome, 
             "held_out_perplexity": round(math.exp(held.loss), 2),
             "held_out_bits_per_byte": round(held.bits_per_byte, 3),
             "held_out_tokens": held.tokens,
+            "fewer_bits": {kind: asdict(figures) for kind, figures in fewer_bits.items()},
         },
         "fingerprint": fingerprint(out),
         "sampling": asdict(SAMPLING),
@@ -105,6 +113,7 @@ def _answer(model: DenseModel, tokenizer: TextTokenizer, prompt: list[int]) -> s
 def _readme(card: dict[str, Any]) -> str:
     figures, data, shape = card["figures"], card["data"], card["shape"]
     samples = "\n\n".join(f"> **{s['prompt']}**{_quoted(s['answer'])}" for s in card["samples"])
+    fewer = "\n".join(_fewer_row(kind, found) for kind, found in figures["fewer_bits"].items())
     return f"""# {card["name"]}
 
 A Llama-family language model of {card["parameters"] / 1e6:.2f}M parameters (hidden {shape["hidden"]}, \
@@ -123,12 +132,21 @@ language reference, docstrings, comments; {data["train_tokens"]} tokens; sha256 
 | held-out loss | {figures["held_out_loss_nats_per_token"]} nats a token: perplexity \
 {figures["held_out_perplexity"]}, {figures["held_out_bits_per_byte"]} bits a byte, over \
 {figures["held_out_tokens"]} tokens, measured on these files in fp32 |
+{fewer}
 
 Samples at temperature {card["sampling"]["temperature"]}, top-p {card["sampling"]["top_p"]}, seed \
 {card["sampling"]["seed"]}, at most {SAMPLE_TOKENS} tokens, as they came:
 
 {samples}
 """
+
+
+def _fewer_row(kind: str, found: Mapping[str, Any]) -> str:
+    return (
+        f"| as {kind} | perplexity {found['perplexity']:.2f} where fp32 has {found['perplexity_fp32']:.2f}, KL "
+        f"divergence {found['divergence_nats']:.5f} nats, same likeliest token {found['same_top_share']:.1%}, over "
+        f"{found['tokens']} held-out tokens in windows of {WINDOW_TOKENS} |"
+    )
 
 
 def _quoted(text: str) -> str:

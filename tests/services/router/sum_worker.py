@@ -1,9 +1,13 @@
 """Genuine small workers over the real engine loop: their engine adds up a number, one step at a time.
 
-`python sum_worker.py image [STEPS]` serves in a process of its own and prints its port; after STEPS steps it hangs.
+`python sum_worker.py image [STEPS [SETTINGS]]` serves in a process of its own, with settings as JSON, and prints its
+port; after STEPS steps it hangs.
 """
 
 import asyncio
+import hashlib
+import json
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -60,10 +64,11 @@ class SumScheduler:
 
 @dataclass
 class SumEngine:
-    """Steps while `gate` is open, which closes itself after `steps`."""
+    """Steps while `gate` is open, which closes itself after `steps`; a step hashes `rounds` times, for CPU time."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     steps: int | None = None
+    rounds: int = 1
     released: int = 0
 
     def run(self, batch: Batch[Sum]) -> list[int]:
@@ -72,6 +77,7 @@ class SumEngine:
             if self.steps < 0:
                 self.gate.clear()
         assert self.gate.wait(20)
+        hashlib.pbkdf2_hmac("sha256", b"sum", b"worker", self.rounds)
         return [work.total + work.number for work in batch.works]
 
     def apply(self, batch: Batch[Sum], result: list[int], now_s: float) -> list[tuple[Ticket, Any]]:
@@ -250,8 +256,10 @@ class SumWorker:
         )
 
 
-async def main(kind: str, steps: str | None = None) -> None:
-    worker = SumWorker(kind, name="process", engine=SumEngine(steps=None if steps is None else int(steps)))
+async def main(kind: str, steps: str = "", settings: str = "{}") -> None:
+    logging.basicConfig(level="INFO")
+    engine = SumEngine(steps=int(steps) if steps else None)
+    worker = SumWorker(kind, name="process", engine=engine, settings=json.loads(settings))
     worker.engine.gate.set()
     await worker.serve(lambda port: print(port, flush=True))
 

@@ -233,7 +233,7 @@ async def test_keys_name_the_tenant_and_workers_get_a_lease_instead(mesh: Any, t
     )
     request = HttpRequest(client.channel)
     await request.ask(images_request(1), ("authorization", "Bearer acme"), (HEADER, "Zm9yZ2Vk"))
-    assert LeaseCheck(SECRET).tenant(decoded(request.headers[HEADER]), "image-one") == "acme"
+    assert LeaseCheck(lambda: [SECRET]).tenant(decoded(request.headers[HEADER]), "image-one") == "acme"
     assert list(request.first.request_headers.response.header_mutation.remove_headers) == ["authorization"]
     for headers in ((), (("authorization", "Bearer nobody"),)):
         request = HttpRequest(client.channel)

@@ -50,6 +50,9 @@ async def test_what_was_picked_counts_as_sent_until_reports_know_better(mesh: An
         (pick(kind=0), "kind"),
         (pick(asset="/etc/passwd"), "not known|unknown|no "),
         (pick(kind=common_pb2.KIND_TEXT), "no healthy worker"),
+        (pick(kind=common_pb2.KIND_TEXT, prompt=b"T" * ((1 << 16) + 1)), "prompt: must be at most 65536 bytes"),
+        (pick(kind=common_pb2.KIND_TEXT, prompt=b"no mark"), "prompt: must begin with"),
+        (pick(prompt=b"Ta frame has none"), "prompt: must be empty"),
     ],
 )
 async def test_bad_picks_are_refused(mesh: Any, request_: router_pb2.PickRequest, said: str) -> None:
@@ -92,7 +95,7 @@ async def test_without_a_lease_or_a_router_a_worker_takes_nothing(mesh: Any, tmp
         with pytest.raises(grpc.aio.AioRpcError, match="not one of the operators") as refused:
             await worker_pb2_grpc.WorkerStub(channel).Drain(worker_pb2.DrainRequest(), timeout=5, metadata=leased)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        other = ((HEADER, LeaseSigner(SECRET).sign("acme", ["text-other"])),)
+        other = ((HEADER, LeaseSigner(lambda: [SECRET]).sign("acme", ["text-other"])),)
         with pytest.raises(grpc.aio.AioRpcError, match="another worker"):
             await stub.Generate(text_request("abc"), timeout=5, metadata=other).read()
     assert await tokens(client.text.Generate(text_request("abc"), timeout=5)) == [3, 6, 9, 12]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.channels import OPEN, open_channel
 from headway.cost import Load
 from headway.errors import Draining
 from headway.telemetry import Metrics
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import common_pb2, router_pb2, worker_pb2
 from services.router.breaker import Breaker
 from services.router.calls import Calls
@@ -70,7 +70,13 @@ async def test_addresses_behind_a_name_come_and_go_and_stay_while_it_cannot_be_r
 
     worker = WorkerAddress(common_pb2.KIND_TEXT, "workers.mesh:1")
     metrics = Metrics("router", "0")
-    pool = Pool([worker], Upstream(OPEN, Identity(OPEN, None), 1 << 20, 0.02, 0.0), metrics, Now(), lookup)
+    pool = Pool(
+        [worker],
+        Upstream(UpstreamCredentials(), Identity(UpstreamCredentials(), None), 1 << 20, 0.02, 0.0),
+        metrics,
+        Now(),
+        lookup,
+    )
     running = asyncio.create_task(pool.run())
     async with asyncio.timeout(10):
         await all_seen.wait()
@@ -125,12 +131,12 @@ def test_a_dead_dependency_is_tried_at_most_once_a_rest(steps: list[str]) -> Non
 
 async def member_with_report() -> tuple[Member, Now, grpc.aio.Channel]:
     now = Now()
-    channel = open_channel("127.0.0.1:1")
+    connection = Connection("127.0.0.1:1", UpstreamCredentials())
     member = Member(
         "127.0.0.1:1",
         common_pb2.KIND_IMAGE,
-        channel,
-        Identity(OPEN, None),
+        connection,
+        Identity(UpstreamCredentials(), None),
         clock=now,
         changed=lambda: None,
         others=lambda: False,
@@ -140,7 +146,7 @@ async def member_with_report() -> tuple[Member, Now, grpc.aio.Channel]:
     described.assets.add(name="sums", hash="h").ladder.rungs.add(label="1", quality=1.0, nfe=1)
     member.description = read_description(described, common_pb2.KIND_IMAGE)
     member._take(worker_pb2.WorkerState(worker_id="w", max_batch=8))
-    return member, now, channel
+    return member, now, connection.channel
 
 
 async def test_what_was_sent_counts_until_a_report_knows_of_it() -> None:

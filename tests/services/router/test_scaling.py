@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.channels import OPEN
 from headway.errors import HeadwayError, NoWorker, Shed, TooManyCalls
 from headway.requests import images_request
 from headway.telemetry import Metrics, Outcome
+from headway.upstream import UpstreamCredentials
 from headway.v1 import common_pb2, keda_pb2, keda_pb2_grpc
 from services.router.config import WorkerAddress
 from services.router.identity import Identity
@@ -73,7 +73,8 @@ def test_what_is_wanted(demand: Demand, wanted: int) -> None:
 )
 async def test_what_load_refused_counts_and_what_a_quota_refused_does_not(error: HeadwayError, wanted: int) -> None:
     metrics = Metrics("router", "0")
-    upstream = Upstream(OPEN, Identity(OPEN, None), 1 << 20, 1.0, 0.0)
+    credentials = UpstreamCredentials()
+    upstream = Upstream(credentials, Identity(credentials, None), 1 << 20, 1.0, 0.0)
     pool = Pool([WorkerAddress(IMAGE, "127.0.0.1:1")], upstream, metrics, lambda: 0.0)
     signal = ScaleSignal(pool, metrics, {IMAGE})
     signal.look()

@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 
-from headway.channels import open_channel
+from headway.client import AsyncHeadway
 from headway.local_redis import LocalRedis
 from headway.prefix import CHUNK_BYTES
 from headway.prompts import canonical_prompt
 from headway.server import serve
 from headway.telemetry import Metrics, Span
+from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc, worker_pb2, worker_pb2_grpc
 from services.router.prefix_watch import follow_prefixes
 from services.router.prefixes import KnownPrompts, PrefixIndex
@@ -38,6 +39,16 @@ async def served(channel: grpc.aio.Channel, asked: text_pb2.GenerateRequest) -> 
     return [message async for message in call][-1].summary.served
 
 
+async def served_directly(mesh: Any, asked: text_pb2.GenerateRequest) -> common_pb2.Served:
+    """As our client does that asks the router where to go, and for no more."""
+    sample = partial(mesh.router_service.metrics.registry.get_sample_value, "headway_budget_seconds_count")
+    passed_on = sample({"kind": "text"})
+    async with AsyncHeadway(mesh.router_address, direct=True) as direct:
+        messages = [message async for message in direct.text(asked, deadline_s=LONG_S)]
+    assert sample({"kind": "text"}) == passed_on
+    return messages[-1].summary.served
+
+
 class TextWorker:
     def __init__(self, address: str, channel: grpc.aio.Channel, about: worker_pb2.DescribeResponse) -> None:
         self.address, self.channel, self.name, self.model = address, channel, about.worker_id, about.assets[0].hash
@@ -58,13 +69,20 @@ async def text_worker(mesh: Any, cache: str, cache_dir: Path) -> AsyncIterator[T
         yield TextWorker(address, channel, about)
 
 
+@asynccontextmanager
+async def connection_to(address: str) -> AsyncIterator[Connection]:
+    connection = Connection(address, UpstreamCredentials())
+    yield connection
+    await connection.close()
+
+
 class Follower:
     """Learns from the prefix cache as a router does."""
 
-    def __init__(self, channel: grpc.aio.Channel, model: str) -> None:
+    def __init__(self, connection: Connection, model: str) -> None:
         self._index, self._model = PrefixIndex(), model
         self.metrics = Metrics("test", "0")
-        self._task = asyncio.create_task(follow_prefixes(channel, (), self._index, self.metrics))
+        self._task = asyncio.create_task(follow_prefixes(connection, UpstreamCredentials(), self._index, self.metrics))
 
     def held(self, asked: text_pb2.GenerateRequest, worker: TextWorker) -> int:
         known = KnownPrompts(self._index, None)
@@ -91,7 +109,7 @@ async def test_prompts_go_where_they_are_cached(mesh: Any, tmp_path: Path) -> No
         async with (
             text_worker(mesh, cache, tmp_path) as one,
             text_worker(mesh, cache, tmp_path) as two,
-            open_channel(cache) as to_cache,
+            connection_to(cache) as to_cache,
         ):
             router = await mesh.router(f"text={one.address}", f"text={two.address}", prefix_cache=cache)
             follower = Follower(to_cache, one.model)
@@ -109,6 +127,10 @@ async def test_prompts_go_where_they_are_cached(mesh: Any, tmp_path: Path) -> No
                 second = await served(router.channel, request(begins, "b, and this ends otherwise"))
                 assert second.worker_id == worker.name
                 assert second.cached_tokens >= 200
+                await router.until(lambda workers: not any(each.in_flight for each in workers), LONG_S)
+                straight = await served_directly(mesh, request(begins, "c, which goes straight to the worker"))
+                assert straight.worker_id == worker.name
+                assert straight.cached_tokens >= 200
 
             for ends in ("c", "d", "e", "f"):  # other prompts take the room
                 await served(one.channel, request(ends, ends))

@@ -137,6 +137,34 @@ timeoutSeconds: 3
 {{- if and .Values.prefixCache.enabled (not .Values.redis.url) (not .Values.redis.urlSecret.name) }}true{{ end }}
 {{- end }}
 
+{{/* The variable NAME with the address of the store: takes (root, NAME). */}}
+{{- define "headway.redisEnv" -}}
+{{- $redis := (index . 0).Values.redis }}
+{{- if $redis.urlSecret.name -}}
+- {name: {{ index . 1 }}, valueFrom: {secretKeyRef: {name: {{ $redis.urlSecret.name }}, key: {{ $redis.urlSecret.key }}}}}
+{{- else -}}
+- {name: {{ index . 1 }}, value: {{ $redis.url | default (printf "redis://%s:6379" (include "headway.host" (list (index . 0) "redis"))) | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* The store in which routers count quotas together, where they do. */}}
+{{- define "headway.quotaStoreEnv" -}}
+{{- $store := .Values.auth.quotaStore }}
+{{- $set := compact (list (ternary "redis" "" $store.redis) $store.url $store.urlSecret.name) }}
+{{- if gt (len $set) 1 }}{{ fail "auth.quotaStore: set one of redis, url and urlSecret.name" }}{{ end }}
+{{- if and $set (not .Values.auth.quotasConfigMap) }}{{ fail "auth.quotaStore needs auth.quotasConfigMap: there is nothing to count" }}{{ end }}
+{{- if $store.redis }}
+{{- if not (or (include "headway.ownRedis" .) .Values.redis.url .Values.redis.urlSecret.name) }}
+{{- fail "auth.quotaStore.redis: there is none; set redis.url or redis.urlSecret, or enable prefixCache" }}
+{{- end }}
+{{- include "headway.redisEnv" (list . "HEADWAY_QUOTA_STORE") }}
+{{- else if $store.urlSecret.name -}}
+- {name: HEADWAY_QUOTA_STORE, valueFrom: {secretKeyRef: {name: {{ $store.urlSecret.name }}, key: {{ $store.urlSecret.key }}}}}
+{{- else if $store.url -}}
+- {name: HEADWAY_QUOTA_STORE, value: {{ $store.url | quote }}}
+{{- end }}
+{{- end }}
+
 {{/* Takes (root, part). Nodes are emptied one pod of a part at a time. */}}
 {{- define "headway.disruptionBudget" -}}
 ---

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.text_worker.cpu import int8_gemm, rows
+from services.text_worker.cpu import int8_amx, int8_gemm, rows
 from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import Rows, packer, quantise
 from services.text_worker.model.weights import Matrix
@@ -18,6 +18,10 @@ PRODUCTS = [
         marks=pytest.mark.skipif(not int8_gemm.has_vnni(), reason="this CPU has no AVX-512 VNNI"),
     ),
 ]
+
+
+NEEDS_AMX = pytest.mark.skipif(not int8_amx.has_amx(), reason="this CPU has no AMX, or this process may not use it")
+PRODUCTS.append(pytest.param(int8_gemm.amx_product, marks=NEEDS_AMX))
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,19 @@ def test_products_are_exact(product, count: int, columns: int, inner: int, biase
     sums = (x[:, :inner].astype(np.int64) - 128) @ weight.astype(np.int64).T
     expected = sums.astype(np.float32) * scales * row_scales[:, None]
     np.testing.assert_array_equal(out, expected + bias if biased else expected)
+
+
+@NEEDS_AMX
+@given(st.integers(1, 100), st.integers(1, 140), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_tiles_give_what_vectors_give(count: int, columns: int, tiles: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    packed = int8_gemm.pack(random.integers(-127, 128, (columns, 64 * tiles)).astype(np.int8), np.ones(columns))
+    x, scales = random.integers(0, 256, (count, 64 * tiles)).astype(np.uint8), random.random(count, np.float32)
+    plain, tiled = (np.full((count, columns), np.nan, np.float32) for _ in range(2))
+    for product, out in ((int8_gemm.plain_product, plain), (int8_gemm.amx_product, tiled)):
+        product(x, scales, packed.weight, packed.scales, packed.offsets, np.zeros(0, np.float32), out)
+    np.testing.assert_array_equal(tiled, plain)
 
 
 def test_rows_in_8_bits_are_the_nearest_and_zeros_stay_zeros() -> None:
