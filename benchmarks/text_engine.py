@@ -30,7 +30,7 @@ from headway.quality import read_wish
 from headway.ticket import Finished, Ticket
 from headway.v1 import common_pb2
 from services.text_worker.backend import Span
-from services.text_worker.costs import TextCosts, costs_of
+from services.text_worker.costs import TextCosts, costs_of, with_taking_in
 from services.text_worker.costs import measure as measure_costs
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import WeightKind
@@ -125,18 +125,27 @@ class _Alone:
 class Engine:
     """The worker's engine loop over one checkpoint. Every request is planned in full and nothing is refused."""
 
-    def __init__(self, folder: Path, kind: WeightKind, *, invariant: bool = False, speculate: Mode = "off") -> None:
-        """Only where the scheduler chooses by cost, to speculate, are steps' costs measured."""
+    def __init__(
+        self,
+        folder: Path,
+        kind: WeightKind,
+        *,
+        invariant: bool = False,
+        speculate: Mode = "off",
+        measured: bool = False,
+    ) -> None:
+        """Steps' costs are measured only where something is chosen by them: to speculate, or with `measured`."""
         architecture = load_architecture(folder)
         self.model = TimedModel(CpuModel.load(folder, architecture, kind, invariant=invariant))
         self.context = architecture.context
         self.store = KvStore(Pages(architecture, blocks_for(architecture, KV_MEMORY_MB, architecture.context)))
         flat, alone = StepCurve(((1, Cost(1e-3)),)), _Alone()
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
-        if speculate != "off":
-            sizes = {"max_batch": MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
+        if speculate != "off" or measured:
+            sizes = {"max_batch": 1 if speculate == "off" else MAX_BATCH, "chunk_tokens": CHUNK_TOKENS}
             costs = costs_of(measure_costs(self.model, self.store.pages, device=alone, **sizes), CHUNK_TOKENS)  # type: ignore[arg-type]
-        self.speculate = speculate
+            costs = with_taking_in(costs, self.store.pages, alone)
+        self.speculate, self.costs = speculate, costs
         planning = Setting(now_s=0.0, curve=costs.decode, max_batch=MAX_BATCH)
         scheduler = TextScheduler(costs, self.store.pool, planning, speculate=speculate)
         self.drafted, self.accepted, self.observed = 0, 0, alone
@@ -172,7 +181,7 @@ class Engine:
     ) -> tuple[list[float], list[int]]:
         times: list[float] = []
         tokens: list[int] = []
-        async with self.loop.submit(_sequence(prompt, count, salt)) as ticket:
+        async with self.loop.submit(new_sequence(prompt, count, salt)) as ticket:
             while True:
                 event = await ticket.events.get()
                 if isinstance(event, Delta):
@@ -184,7 +193,8 @@ class Engine:
                     raise event
 
 
-def _sequence(prompt: tuple[int, ...], count: int, salt: str) -> Sequence:
+def new_sequence(prompt: tuple[int, ...], count: int, salt: str) -> Sequence:
+    """A greedy request that nothing refuses."""
     now_s = time.monotonic()
     wish = read_wish(common_pb2.ServiceLevel(exact="100%"), LADDER, common_pb2.KIND_TEXT)
     sequence = Sequence(

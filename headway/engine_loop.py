@@ -67,6 +67,8 @@ class EngineLoop(Generic[W]):
         self._pulsed_s = -math.inf
         self._doubted = False
         """Something was refused while nothing was admitted: is the host still as slow?"""
+        self._woken = False
+        """Something changed since the last decision."""
         self._stopping = False
         self._draining = False
         self._series = 0
@@ -114,6 +116,12 @@ class EngineLoop(Generic[W]):
         finally:
             self._series -= 1
             self._tell_watchers()
+
+    def wake(self) -> None:
+        """Something that no request brought makes work ready: the next step is decided at once. From any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def changes(self) -> asyncio.Event:
         """An event that is set at the next change of the state."""
@@ -234,7 +242,8 @@ class EngineLoop(Generic[W]):
                 with self._changed:
                     self._device.rest()
                     self._step_ended_s = None
-                    self._changed.wait(_IDLE_WAIT_S)
+                    if not self._woken:
+                        self._changed.wait(_IDLE_WAIT_S)
 
     def _ask(self) -> tuple[list[tuple[Ticket, Event]], float | None]:
         """What to send, and by when a step must begin; None when nothing is left to do."""
@@ -302,7 +311,7 @@ class EngineLoop(Generic[W]):
 
     def _decide(self) -> tuple[list[tuple[Ticket, Event]], Batch[W] | None]:
         """Plans anew; returns what to send, and the next step, which begins now."""
-        now_s = self._clock()
+        now_s, self._woken = self._clock(), False
         events = self._drop_gone(now_s)
         jobs, scale = self._jobs(now_s), self._host.scale
         setting = self._setting(now_s, others=len(jobs) - 1)

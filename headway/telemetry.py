@@ -80,6 +80,26 @@ class CacheResult(StrEnum):
     JOINED = "joined"  # the same request was in flight, and its answer was waited for
 
 
+class Restore(StrEnum):
+    """What came of asking the KV store for a prompt's beginning."""
+
+    RESTORED = "restored"
+    ABSENT = "absent"
+    COSTLY = "costly"  # so little was there that computing is quicker
+    LATE = "late"  # given up while computing still fitted
+    FAILED = "failed"  # the store cannot be used
+
+
+class SharedBlock(StrEnum):
+    """What became of a KV block on its way to or from the KV store."""
+
+    RESTORED = "restored"
+    WRITTEN = "written"
+    DAMAGED = "damaged"  # or foreign, or of another version: found, and not used
+    GONE = "gone"  # from this worker's cache, before its turn to be written came
+    DROPPED = "dropped"  # too many waited to be written, or the store took none
+
+
 class Hedge(StrEnum):
     """Whose answer was taken where a second worker was asked."""
 
@@ -213,6 +233,9 @@ class Metrics:
         self.waiting = self._gauge("waiting_requests", "Requests that wait at the router for a worker's yes.", "kind")
         self.held_blocks = self._gauge("held_prompt_blocks", "Blocks of prompts that text workers are known to cache.")
         self.desired_replicas = self._gauge("desired_replicas", "Workers wanted, from backlog and attainment.", "kind")
+        self.kv_restores = self._counter("kv_restores", "Prompts whose KV blocks were asked of the KV store.", "result")
+        self.kv_restore = self._histogram("kv_restore_seconds", "From asking to the last block restored.", _WAITS_S)
+        self.kv_blocks = self._counter("kv_shared_blocks", "KV blocks on their way to or from the KV store.", "result")
         # With a label, so that a process without a store does not say that it cannot reach it.
         self.store_reachable = self._gauge("store_reachable", "1 while the store behind it answers.", "store")
 

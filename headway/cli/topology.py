@@ -99,12 +99,11 @@ def default_models() -> Path:
 def parts_of(settings: MeshSettings, environment: Mapping[str, str] = os.environ) -> tuple[Part, ...]:
     """The processes, in the order of `PARTS`. All but the router listen on sockets in the run folder only."""
     inner = {**{name: value for name, value in environment.items() if name not in _ROUTER_ONLY}, **_MALLOC}
-    redis_url = settings.redis_url or f"unix://{settings.sockets / 'redis.sock'}"
     parts = [_redis(settings, inner)] if settings.redis_url is None else []
     return (
         *parts,
         _arbiter(settings, inner),
-        _service("prefix-cache", settings, inner, "--redis", redis_url),
+        _service("prefix-cache", settings, inner, "--redis", _redis_url(settings)),
         *(_worker(kind, number, settings, inner) for kind in KINDS for number in range(1, settings.least_workers + 1)),
         _router(settings, {**environment, **_MALLOC}),
     )
@@ -135,11 +134,19 @@ def _cache_flags(settings: MeshSettings) -> tuple[str, ...]:
     return ("--prefix-cache", _address(settings, "prefix-cache"))
 
 
+def _kv_store_flags(settings: MeshSettings) -> tuple[str, ...]:
+    return ("--kv-store", _redis_url(settings))
+
+
+def _redis_url(settings: MeshSettings) -> str:
+    return settings.redis_url or f"unix://{settings.sockets / 'redis.sock'}"
+
+
 def _worker(kind: str, number: int, settings: MeshSettings, env: Mapping[str, str]) -> Part:
     device = ("--device-socket", str(settings.sockets / "device.sock"))
     match kind:
         case "text":
-            flags = ("--model", str(settings.models / "text"), *_cache_flags(settings))
+            flags = ("--model", str(settings.models / "text"), *_cache_flags(settings), *_kv_store_flags(settings))
         case "dit":
             flags = ("--model", str(settings.models / "dit-digits"))
         case _:

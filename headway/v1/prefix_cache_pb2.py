@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dheadway/v1/prefix_cache.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\"&\n\x05\x42lock\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\x1e\n\x0c\x46\x65tchRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"2\n\rFetchResponse\x12!\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x11.headway.v1.Block\"Y\n\x0cStoreRequest\x12!\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x11.headway.v1.Block\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\"X\n\x0bPrefixEvent\x12\x13\n\x0btoken_chain\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hunk_chain\x18\x02 \x03(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x08\x12\x0e\n\x06tokens\x18\x04 \x01(\r\"\x9a\x01\n\x0ePublishRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\'\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x17.headway.v1.PrefixEvent\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\x0fPublishResponse\x12\x15\n\rneed_snapshot\x18\x01 \x01(\x08\"\x16\n\x14WatchPrefixesRequest\"C\n\x15WatchPrefixesResponse\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x1a.headway.v1.PublishRequest\"\x1f\n\x10GetResultRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"=\n\x11GetResultResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.headway.v1.StoredResult\"1\n\x0cStoredResult\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x0f\n\x07quality\x18\x02 \x01(\x01\"q\n\x10PutResultRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x18.headway.v1.StoredResult\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x11PutResultResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x32\xb1\x03\n\x0bPrefixCache\x12<\n\x05\x46\x65tch\x12\x18.headway.v1.FetchRequest\x1a\x19.headway.v1.FetchResponse\x12<\n\x05Store\x12\x18.headway.v1.StoreRequest\x1a\x19.headway.v1.StoreResponse\x12\x42\n\x07Publish\x12\x1a.headway.v1.PublishRequest\x1a\x1b.headway.v1.PublishResponse\x12N\n\x05Watch\x12 .headway.v1.WatchPrefixesRequest\x1a!.headway.v1.WatchPrefixesResponse0\x01\x12H\n\tGetResult\x12\x1c.headway.v1.GetResultRequest\x1a\x1d.headway.v1.GetResultResponse\x12H\n\tPutResult\x12\x1c.headway.v1.PutResultRequest\x1a\x1d.headway.v1.PutResultResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dheadway/v1/prefix_cache.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\"&\n\x05\x42lock\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\x12\x14\n\x0cpresent_only\x18\x02 \x01(\x08\"C\n\rFetchResponse\x12!\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x11.headway.v1.Block\x12\x0f\n\x07present\x18\x02 \x03(\x08\"Y\n\x0cStoreRequest\x12!\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x11.headway.v1.Block\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\"X\n\x0bPrefixEvent\x12\x13\n\x0btoken_chain\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hunk_chain\x18\x02 \x03(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x08\x12\x0e\n\x06tokens\x18\x04 \x01(\r\"\x9a\x01\n\x0ePublishRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\'\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x17.headway.v1.PrefixEvent\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\x0fPublishResponse\x12\x15\n\rneed_snapshot\x18\x01 \x01(\x08\"\x16\n\x14WatchPrefixesRequest\"C\n\x15WatchPrefixesResponse\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x1a.headway.v1.PublishRequest\"\x1f\n\x10GetResultRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"=\n\x11GetResultResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.headway.v1.StoredResult\"1\n\x0cStoredResult\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x0f\n\x07quality\x18\x02 \x01(\x01\"q\n\x10PutResultRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x18.headway.v1.StoredResult\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x11PutResultResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x32\xb1\x03\n\x0bPrefixCache\x12<\n\x05\x46\x65tch\x12\x18.headway.v1.FetchRequest\x1a\x19.headway.v1.FetchResponse\x12<\n\x05Store\x12\x18.headway.v1.StoreRequest\x1a\x19.headway.v1.StoreResponse\x12\x42\n\x07Publish\x12\x1a.headway.v1.PublishRequest\x1a\x1b.headway.v1.PublishResponse\x12N\n\x05Watch\x12 .headway.v1.WatchPrefixesRequest\x1a!.headway.v1.WatchPrefixesResponse0\x01\x12H\n\tGetResult\x12\x1c.headway.v1.GetResultRequest\x1a\x1d.headway.v1.GetResultResponse\x12H\n\tPutResult\x12\x1c.headway.v1.PutResultRequest\x1a\x1d.headway.v1.PutResultResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCK']._serialized_start=77
   _globals['_BLOCK']._serialized_end=115
   _globals['_FETCHREQUEST']._serialized_start=117
-  _globals['_FETCHREQUEST']._serialized_end=147
-  _globals['_FETCHRESPONSE']._serialized_start=149
-  _globals['_FETCHRESPONSE']._serialized_end=199
-  _globals['_STOREREQUEST']._serialized_start=201
-  _globals['_STOREREQUEST']._serialized_end=290
-  _globals['_STORERESPONSE']._serialized_start=292
-  _globals['_STORERESPONSE']._serialized_end=323
-  _globals['_PREFIXEVENT']._serialized_start=325
-  _globals['_PREFIXEVENT']._serialized_end=413
-  _globals['_PUBLISHREQUEST']._serialized_start=416
-  _globals['_PUBLISHREQUEST']._serialized_end=570
-  _globals['_PUBLISHRESPONSE']._serialized_start=572
-  _globals['_PUBLISHRESPONSE']._serialized_end=612
-  _globals['_WATCHPREFIXESREQUEST']._serialized_start=614
-  _globals['_WATCHPREFIXESREQUEST']._serialized_end=636
-  _globals['_WATCHPREFIXESRESPONSE']._serialized_start=638
-  _globals['_WATCHPREFIXESRESPONSE']._serialized_end=705
-  _globals['_GETRESULTREQUEST']._serialized_start=707
-  _globals['_GETRESULTREQUEST']._serialized_end=738
-  _globals['_GETRESULTRESPONSE']._serialized_start=740
-  _globals['_GETRESULTRESPONSE']._serialized_end=801
-  _globals['_STOREDRESULT']._serialized_start=803
-  _globals['_STOREDRESULT']._serialized_end=852
-  _globals['_PUTRESULTREQUEST']._serialized_start=854
-  _globals['_PUTRESULTREQUEST']._serialized_end=967
-  _globals['_PUTRESULTRESPONSE']._serialized_start=969
-  _globals['_PUTRESULTRESPONSE']._serialized_end=1004
-  _globals['_PREFIXCACHE']._serialized_start=1007
-  _globals['_PREFIXCACHE']._serialized_end=1440
+  _globals['_FETCHREQUEST']._serialized_end=169
+  _globals['_FETCHRESPONSE']._serialized_start=171
+  _globals['_FETCHRESPONSE']._serialized_end=238
+  _globals['_STOREREQUEST']._serialized_start=240
+  _globals['_STOREREQUEST']._serialized_end=329
+  _globals['_STORERESPONSE']._serialized_start=331
+  _globals['_STORERESPONSE']._serialized_end=362
+  _globals['_PREFIXEVENT']._serialized_start=364
+  _globals['_PREFIXEVENT']._serialized_end=452
+  _globals['_PUBLISHREQUEST']._serialized_start=455
+  _globals['_PUBLISHREQUEST']._serialized_end=609
+  _globals['_PUBLISHRESPONSE']._serialized_start=611
+  _globals['_PUBLISHRESPONSE']._serialized_end=651
+  _globals['_WATCHPREFIXESREQUEST']._serialized_start=653
+  _globals['_WATCHPREFIXESREQUEST']._serialized_end=675
+  _globals['_WATCHPREFIXESRESPONSE']._serialized_start=677
+  _globals['_WATCHPREFIXESRESPONSE']._serialized_end=744
+  _globals['_GETRESULTREQUEST']._serialized_start=746
+  _globals['_GETRESULTREQUEST']._serialized_end=777
+  _globals['_GETRESULTRESPONSE']._serialized_start=779
+  _globals['_GETRESULTRESPONSE']._serialized_end=840
+  _globals['_STOREDRESULT']._serialized_start=842
+  _globals['_STOREDRESULT']._serialized_end=891
+  _globals['_PUTRESULTREQUEST']._serialized_start=893
+  _globals['_PUTRESULTREQUEST']._serialized_end=1006
+  _globals['_PUTRESULTRESPONSE']._serialized_start=1008
+  _globals['_PUTRESULTRESPONSE']._serialized_end=1043
+  _globals['_PREFIXCACHE']._serialized_start=1046
+  _globals['_PREFIXCACHE']._serialized_end=1479
 # @@protoc_insertion_point(module_scope)

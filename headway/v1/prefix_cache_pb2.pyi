@@ -18,16 +18,20 @@ class Block(_message.Message):
     def __init__(self, hash: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("hashes",)
+    __slots__ = ("hashes", "present_only")
     HASHES_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_ONLY_FIELD_NUMBER: _ClassVar[int]
     hashes: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    present_only: bool
+    def __init__(self, hashes: _Optional[_Iterable[bytes]] = ..., present_only: _Optional[bool] = ...) -> None: ...
 
 class FetchResponse(_message.Message):
-    __slots__ = ("blocks",)
+    __slots__ = ("blocks", "present")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
     blocks: _containers.RepeatedCompositeFieldContainer[Block]
-    def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ...) -> None: ...
+    present: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ..., present: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class StoreRequest(_message.Message):
     __slots__ = ("blocks", "ttl")

@@ -25,6 +25,11 @@ class BlockStore:
         """
         return await self._link.bounded(self._read(hashes), timeout_s)
 
+    async def present(self, hashes: Sequence[bytes], *, timeout_s: float) -> list[bool]:
+        """Whether something of a block's size lies under each hash. Raises `StoreUnavailable`."""
+        sizes = await self._link.bounded(self._sizes(hashes), timeout_s)
+        return [size is not None for size in sizes]
+
     async def store(self, blocks: Sequence[prefix_cache_pb2.Block], *, ttl_s: float, timeout_s: float) -> int:
         """Keeps the blocks; those that are there live longer and are not written again. Returns how many were new.
 
@@ -34,26 +39,30 @@ class BlockStore:
 
     async def _read(self, hashes: Sequence[bytes]) -> list[prefix_cache_pb2.Block]:
         """Sizes first: a message's worth is read, however many are asked for."""
-        redis = self._link.redis
-        pipeline = redis.pipeline(transaction=False)
-        for block in hashes:
-            pipeline.strlen(block_key(block))
-        sizes = cast(list[int], await pipeline.execute(raise_on_error=False))
         wanted, left = [], MAX_PAYLOAD_BYTES
-        for block, size in zip(hashes, sizes, strict=True):
-            if not isinstance(size, int) or not 0 < size <= left:
+        for block, size in zip(hashes, await self._sizes(hashes), strict=True):
+            if size is None or size > left:
                 break
             wanted.append(block)
             left -= size
         if not wanted:
             return []
-        found = await cast(Awaitable[list[bytes | None]], redis.mget([block_key(block) for block in wanted]))
+        asked = self._link.redis.mget([block_key(block) for block in wanted])
+        found = await cast(Awaitable[list[bytes | None]], asked)
         blocks = []
         for block, payload in zip(wanted, found, strict=True):
             if payload is None:
                 break
             blocks.append(prefix_cache_pb2.Block(hash=block, payload=payload))
         return blocks
+
+    async def _sizes(self, hashes: Sequence[bytes]) -> list[int | None]:
+        """Bytes under each hash; None where there are none, or what could be no block."""
+        pipeline = self._link.redis.pipeline(transaction=False)
+        for block in hashes:
+            pipeline.strlen(block_key(block))
+        sizes = await pipeline.execute(raise_on_error=False)
+        return [size if isinstance(size, int) and 0 < size <= MAX_PAYLOAD_BYTES else None for size in sizes]
 
     async def _write(self, blocks: Sequence[prefix_cache_pb2.Block], ttl_ms: int) -> int:
         pipeline = self._link.redis.pipeline(transaction=False)

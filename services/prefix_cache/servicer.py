@@ -50,6 +50,9 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServicer):
             raise BadInput("hashes", f"must be 1 to {_MOST_HASHES}, not {len(request.hashes)}")
         for block in request.hashes:
             _check_hash("hashes", block)
+        if request.present_only:
+            present = await self._blocks.present(request.hashes, timeout_s=self._timeout_s(budget))
+            return prefix_cache_pb2.FetchResponse(present=present)
         blocks = await self._blocks.fetch(request.hashes, timeout_s=self._timeout_s(budget))
         return prefix_cache_pb2.FetchResponse(blocks=blocks)
 

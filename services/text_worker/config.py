@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import DirectoryPath, model_validator
+from pydantic import AfterValidator, DirectoryPath, model_validator
 
 from headway.config import Address, OrOff, Target, UpstreamConfig, WorkerConfig, setting
+from headway.redis_url import check_redis_url
 from services.text_worker.speculation import Mode
 
 _CHECKOUT_MODEL = Path(__file__).parents[2] / "models" / "text"
@@ -16,6 +17,10 @@ MIN_KV_MEMORY_MB, MAX_KV_MEMORY_MB = 1, 2**24
 def default_model() -> Path:
     """The model that ships with Headway: in a checkout, else in the installed package."""
     return _CHECKOUT_MODEL if _CHECKOUT_MODEL.exists() else _PACKAGED_MODEL
+
+
+def _check_kv_store(value: str | None) -> str | None:
+    return value if value in (None, "grpc") else check_redis_url(value)
 
 
 class TextWorkerConfig(WorkerConfig, UpstreamConfig):
@@ -72,6 +77,20 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
         None, "the prefix cache, where routers learn which prompts' beginnings are cached here; off: they do not",
         group="Mesh", unit="HOST:PORT",
     )  # fmt: skip
+    kv_store: Annotated[str | None, OrOff, AfterValidator(_check_kv_store)] = setting(
+        None, "where workers share keys and values of prompts' beginnings: redis://HOST:PORT/DB or unix:///PATH, or "
+        "grpc: through --prefix-cache; off: not", group="Mesh", unit="URL",
+    )  # fmt: skip
+    kv_store_ttl_s: float = setting(
+        3600.0, "how long a block is kept there", group="Mesh", unit="SECONDS", ge=1, le=86_400, allow_inf_nan=False
+    )
+    kv_store_write_mib_s: float = setting(
+        32.0, "most that is written there in a second", group="Mesh", unit="MIB", gt=0, le=10_000, allow_inf_nan=False
+    )
+    kv_store_sightings: int = setting(
+        2, "how often a prompt's beginning must have been asked for to be written there",
+        group="Mesh", unit="N", ge=1, le=1000,
+    )  # fmt: skip
     max_batch: int = setting(16, "most sequences in a step", group="Engine", unit="N", ge=1, le=1024)
     kv_memory_mb: int = setting(
         256,
@@ -96,4 +115,10 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     def _an_engine_elsewhere_has_an_address(self) -> Self:
         if (self.engine == "openai") != (self.base_url is not None):
             raise ValueError("base_url: belongs to engine openai, which needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _the_kv_store_can_be_reached(self) -> Self:
+        if self.kv_store == "grpc" and self.prefix_cache is None:
+            raise ValueError("kv_store: grpc goes through prefix_cache, which is off")
         return self

@@ -9,6 +9,7 @@ from headway.cost import ZERO, Cost, StepCurve
 from headway.engine import Device, Pulse
 from services.text_worker.backend import Blocks, Model, Span
 from services.text_worker.drawing import choose
+from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.sampling import Sampling
 from services.text_worker.speculation import MOST_DRAFTS
@@ -25,6 +26,8 @@ class TextCosts:
     chunk_tokens: int
     verify: Cost | None = None
     """One sequence with `MOST_DRAFTS` drafts; None: as if each were a sequence."""
+    taking_in: Cost = ZERO
+    """Writing one restored block into the cache; nothing where none is shared."""
 
     def prefill_cost(self, tokens: int) -> Cost:
         """Running `tokens` prompt tokens in chunks of at most `chunk_tokens`."""
@@ -32,14 +35,17 @@ class TextCosts:
         cost = self.prefill.at(self.chunk_tokens).times(whole)
         return cost + self.prefill.at(rest) if rest else cost
 
-    def step_cost(self, decodes: int, prefill_tokens: int, drafts: int = 0) -> Cost:
-        """One step over `decodes` sequences with so many drafts in all and a prefill chunk; any may be none.
+    def step_cost(self, decodes: int, prefill_tokens: int, drafts: int = 0, restored: int = 0) -> Cost:
+        """One step: so many sequences decode, with so many drafts in all, beside a prefill chunk and restored blocks.
+
+        Any may be none.
 
         A draft takes the products of a sequence more, and of attention only what `verify` says: it reads no keys of
         its own.
         """
         decode = self._decode_cost(decodes, drafts) if decodes else ZERO
-        return decode + (self.prefill_cost(prefill_tokens) if prefill_tokens else ZERO)
+        prefill = self.prefill_cost(prefill_tokens) if prefill_tokens else ZERO
+        return decode + prefill + self.taking_in.times(restored)
 
     def _decode_cost(self, decodes: int, drafts: int) -> Cost:
         cost = self.decode.at(decodes + drafts)
@@ -72,6 +78,17 @@ def measure(model: Model, pages: Blocks, *, max_batch: int, chunk_tokens: int, d
         "prefill": StepCurve(tuple(prefill)),
         "verify": StepCurve(((1, verify),)),
     }
+
+
+def with_taking_in(costs: TextCosts, pages: Blocks, device: Device) -> TextCosts:
+    """The costs with that of taking in a restored block, measured now on the spare one; as they are on a GPU.
+
+    Blocks for some milliseconds.
+    """
+    if not isinstance(pages, Pages):
+        return costs
+    content = pages.read(pages.blocks - 1)
+    return replace(costs, taking_in=quiet_cost(partial(pages.write, pages.blocks - 1, content), device))
 
 
 def probe(model: Model, pages: Blocks, device: Device) -> Probe:

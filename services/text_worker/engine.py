@@ -10,11 +10,13 @@ from torch import Tensor
 from headway.deadline import Clock
 from headway.engine import Batch
 from headway.errors import BadInput
+from headway.prefix import BLOCK_TOKENS
 from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.backend import Model, Span
 from services.text_worker.costs import TextCosts
 from services.text_worker.drawing import draw
+from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
 from services.text_worker.sampling import Drawn
@@ -58,8 +60,14 @@ class TextEngine:
         make_room(self._store, parts, batch.evicted)
         if not parts:
             return StepResult((), late)
-        logits = self._model.forward([_span(part) for part in parts], self._store.pages)  # [wanted, vocab]
-        return StepResult(tuple(zip(parts, drawn_tokens(parts, logits), strict=True)), late)
+        restored = [part for part in parts if part.restored]
+        for part in restored:
+            take_in(self._store, part)
+        ran: list[tuple[Part, tuple[Drawn, ...]]] = [(part, ()) for part in restored]
+        if computed := [part for part in parts if not part.restored]:
+            logits = self._model.forward([_span(part) for part in computed], self._store.pages)  # [wanted, vocab]
+            ran += zip(computed, drawn_tokens(computed, logits), strict=True)
+        return StepResult(tuple(ran), late)
 
     def apply(self, batch: Batch[Sequence], result: StepResult, now_s: float) -> Events:
         """See `headway.engine.Engine`."""
@@ -68,7 +76,10 @@ class TextEngine:
             events += self._end(sequence, text_pb2.FINISH_REASON_DEADLINE, now_s, None)
         for part, drawn in result.ran:
             self._store.computed(part.sequence.kv, part.sequence.tokens, part.count)
+            if part.restored and part.sequence.ticket.steps_executed == 0:
+                part.sequence.cached_tokens += part.count
             if drawn:
+                part.sequence.coming = None
                 events += self._take(part.sequence, drawn, now_s)
                 self._settle_drafts(part, len(drawn) - 1)
         return events
@@ -171,6 +182,14 @@ def _accepted(part: Part, drawn: Several[Drawn]) -> tuple[Drawn, ...]:
     """The tokens up to the first that is not the one drafted in its place."""
     right = takewhile(lambda pair: pair[0].token == pair[1], zip(drawn, part.drafts, strict=False))
     return tuple(drawn[: 1 + len(list(right))])
+
+
+def take_in(store: KvStore, part: Part) -> None:
+    """Writes what another worker computed into blocks that the sequence has room in, and holds alone."""
+    assert isinstance(store.pages, Pages)
+    place = part.start // BLOCK_TOKENS
+    for block, content in zip(part.sequence.kv.blocks[place:], part.restored, strict=False):
+        store.pages.write(block, content)
 
 
 def make_room(store: KvStore, parts: Several[Part], evicted: Several[Sequence]) -> None:

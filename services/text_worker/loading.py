@@ -40,7 +40,7 @@ class LoadedModel:
     """What a request that says nothing gets."""
     context_tokens: int
     cache_fingerprint: bytes
-    """Names what makes keys and values: the checkpoint and the arithmetic. 32 bytes."""
+    """Names what makes keys and values: the checkpoint, what of the settings changes them, and the code. 32 bytes."""
     structures: Structures
 
     @property
@@ -64,9 +64,16 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
         tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
-        cache_fingerprint=model_fingerprint((), {"model": found, "engine": device.type, "weights": settings.weights}),
+        cache_fingerprint=kv_fingerprint(settings, found, device, context),
         structures=Structures(tokenizer, architecture.vocab),
     )
+
+
+def kv_fingerprint(settings: TextWorkerConfig, model: str, device: torch.device, context: int) -> bytes:
+    """Equal where the same keys and values would be computed: turns by position may depend on the served context."""
+    invariant = settings.batch_invariant or settings.weights == "int8"
+    traits = {"model": model, "engine": device.type, "weights": settings.weights, "version": __version__}
+    return model_fingerprint((), {**traits, "context": str(context), "batch invariant": str(invariant)})
 
 
 def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:

@@ -15,6 +15,7 @@ from headway.config import load
 from headway.cost import StepCurve
 from headway.device import DeviceClient
 from headway.engine_loop import EngineLoop
+from headway.lease import Secrets
 from headway.planning import Setting
 from headway.server import Served, Service, StartError, mesh_secrets, run, upstream_credentials
 from headway.telemetry import Span
@@ -22,7 +23,7 @@ from headway.upstream import Connection
 from headway.v1 import common_pb2, text_pb2_grpc, worker_pb2
 from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, registrations, worker_policy
 from services.text_worker.config import TextWorkerConfig
-from services.text_worker.costs import TextCosts, pulse
+from services.text_worker.costs import TextCosts, pulse, with_taking_in
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.store import KvStore
@@ -34,6 +35,7 @@ from services.text_worker.publishing import Publisher
 from services.text_worker.scheduler import TextScheduler
 from services.text_worker.sequence import LADDER, Sequence
 from services.text_worker.servicer import TextServicer
+from services.text_worker.sharing.start import Upstream, start_sharing
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,18 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     except CheckpointError as error:
         raise StartError(f"model: {error}") from error
     costs = await asyncio.to_thread(calibrate, config, loaded, store, device)
+    if config.kv_store is not None:
+        costs = await asyncio.to_thread(with_taking_in, costs, store.pages, device)
     loop = _engine_loop(config, service, loaded, store, costs, device)
     loop.start()
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
     runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
-    prompts = await _publish(config, service, loaded, store, identity)
+    upstream, secrets = await _upstream(config, service), mesh_secrets(config.lease_secret)
+    prompts = await _publish(service, loaded, store, identity, upstream, secrets)
+    sharing = await start_sharing(
+        config, service, store, loaded.cache_fingerprint, costs, upstream=upstream, secrets=secrets, wake=loop.wake
+    )
     log.info(
         "%s: %d parameters, context %d, %s on %s; KV cache %.0f MiB; decode step %.1f ms alone, %.1f ms at %d",
         loaded.name, loaded.model.parameters, loaded.context_tokens, config.weights, loaded.device,
@@ -70,25 +78,38 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     )  # fmt: skip
 
     def add(server: grpc.aio.Server) -> None:
-        text_pb2_grpc.add_TextGenerationServicer_to_server(TextServicer(runtime, loaded, prompts), server)
+        text_pb2_grpc.add_TextGenerationServicer_to_server(TextServicer(runtime, loaded, prompts, sharing), server)
 
     return registrations(runtime, "headway.v1.TextGeneration", add)
 
 
-async def _publish(
-    config: TextWorkerConfig, service: Service, loaded: LoadedModel, store: KvStore, identity: Identity
-) -> NotedPrompts | None:
-    """Tells routers from now on which prompts are cached. Raises StartError for files that cannot be read."""
+async def _upstream(config: TextWorkerConfig, service: Service) -> Upstream | None:
+    """The way to the prefix cache, where there is one. Raises StartError for files that cannot be read."""
     if config.prefix_cache is None:
         return None
-    credentials, secrets = upstream_credentials(config), mesh_secrets(config.lease_secret)
+    credentials = upstream_credentials(config)
     connection = Connection(config.prefix_cache, credentials)
     service.closing.push_async_callback(connection.close)
-    held = HeldPrefixes(store.pool)
-    publisher = Publisher(connection, credentials, identity.worker_id, held, service.clock)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
-    for following in (connection.follow(), publisher.run()):
-        service.closing.callback(tasks.create_task(following).cancel)
+    service.closing.callback(tasks.create_task(connection.follow()).cancel)
+    return Upstream(connection, credentials)
+
+
+async def _publish(
+    service: Service,
+    loaded: LoadedModel,
+    store: KvStore,
+    identity: Identity,
+    upstream: Upstream | None,
+    secrets: Secrets | None,
+) -> NotedPrompts | None:
+    """Tells routers from now on which prompts are cached."""
+    if upstream is None:
+        return None
+    held = HeldPrefixes(store.pool)
+    publisher = Publisher(upstream.connection, upstream.credentials, identity.worker_id, held, service.clock)
+    tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
+    service.closing.callback(tasks.create_task(publisher.run()).cancel)
     return NotedPrompts(held, asset_hash=loaded.hash, secrets=secrets)
 
 

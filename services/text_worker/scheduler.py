@@ -9,9 +9,11 @@ from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.costs import TextCosts
+from services.text_worker.kv.pages import Float
 from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.lengths import LengthModel
+from services.text_worker.restored import next_block, restored_blocks
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
 from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, worth
@@ -33,6 +35,8 @@ class Part:
     """Blocks of the KV cache that the sequence begins with, because another began alike."""
     drafts: tuple[int, ...] = ()
     """Tokens that may follow the sequence's newest one, run behind it on trial."""
+    restored: tuple[Float, ...] = ()
+    """Contents of the blocks that `count` tokens fill, where another worker computed them: nothing is run then."""
 
     @property
     def end(self) -> int:
@@ -66,6 +70,23 @@ def _less(option: Option, share: float, tokens: int) -> Option:
     load = option.load
     setup = Cost(load.setup.mean_ms * share, load.setup.var_ms2)  # how its length varies stays
     return replace(option, load=replace(load, setup=setup, steps_left=max(1, load.steps_left - tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a step may hold."""
+
+    prefill_tokens: int
+    now_s: float
+    wait_end_s: float
+    """How long a sequence may wait for its blocks without danger to any promise."""
+
+    def lets_wait(self, work: Sequence, start: int) -> bool:
+        """Whether to leave `work` for blocks that are on their way to it, rather than to compute them."""
+        block, coming = next_block(work, start), work.coming
+        if block is None or coming is None or coming.until_s > self.wait_end_s:
+            return False
+        return coming.awaits(block, self.now_s)
 
 
 class TextScheduler:
@@ -108,13 +129,17 @@ class TextScheduler:
         ending = self._ending(works[: self._planning.max_batch], now_s, scale)
         going = [work for work in works if work not in ending]
         room = Room(self._pool, going)
-        parts = self._parts(going, room, self._prefill_limit(going, now_s, scale))
+        limits = _Limits(self._prefill_limit(going, now_s, scale), now_s, self._wait_end_s(going, now_s, scale))
+        parts = self._parts(going, room, limits)
         if self._speculate != "off":
             parts = self._with_drafts(parts, going, room, now_s, scale)
         prefill, drafts = _prefill_of(parts), sum(len(part.drafts) for part in parts)
-        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts)
+        restored = _restored_of(parts)
+        if not parts and not ending and not room.evicted:
+            return None  # all that there is waits for blocks
+        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts, restored)
         return TextBatch(
-            stage="prefill" if prefill else "decode",
+            stage="prefill" if prefill or restored else "decode",
             works=(*(part.sequence for part in parts), *ending),
             items=len(parts),
             predicted=predicted,
@@ -124,23 +149,30 @@ class TextScheduler:
             bound_ms=self._bound_ms(predicted, scale),
         )
 
-    def _parts(self, going: Several[Sequence], room: Room, left: int) -> list[Part]:
-        """Decode steps and prefill chunks in order of urgency, the chunks together of at most `left` tokens."""
+    def _parts(self, going: Several[Sequence], room: Room, limits: "_Limits") -> list[Part]:
+        """Decode steps and prefill chunks in order of urgency; what is restored counts as a chunk."""
         parts: list[Part] = []
+        left = limits.prefill_tokens
         coming: set[bytes] = set()  # blocks that sequences before this one are about to compute
         for work in going[: self._planning.max_batch]:
             if work in room.evicted:
                 continue
             start, adopted = self._reach(work)
             decodes = len(work.tokens) - start == 1 and not adopted
-            count = 1 if decodes else min(left, len(work.tokens) - start)
-            if count == 0 or (not work.kv.blocks and _comes(work, start, coming)):
+            restored = restored_blocks(work, start, left)
+            waits = not restored and limits.lets_wait(work, start)
+            count = len(restored) * BLOCK_TOKENS or (1 if decodes else min(left, len(work.tokens) - start))
+            if waits:
+                coming.update(work.kv.chain.over(work.tokens)[start // BLOCK_TOKENS :])
+            if waits or count == 0 or (not work.kv.blocks and _comes(work, start, coming)):
                 continue
             count = room.fit(work, start, count, adopted, spare=0 if work.kv.blocks else len(parts))
+            restored = restored[: count // BLOCK_TOKENS]
+            count = len(restored) * BLOCK_TOKENS or count
             if count == 0:
                 continue
             room.claim(work, start, count, adopted)
-            parts.append(Part(work, start, count, start + count == len(work.tokens), adopted))
+            parts.append(Part(work, start, count, start + count == len(work.tokens), adopted, restored=restored))
             if not decodes:
                 left -= count
                 coming.update(work.kv.chain.over(work.tokens)[start // BLOCK_TOKENS :])
@@ -154,13 +186,13 @@ class TextScheduler:
         drafted = [(place, drafts) for place, drafts in drafted if drafts]
         if not drafted:
             return parts
-        decodes, prefill = sum(map(_decodes, parts)), _prefill_of(parts)
+        decodes, prefill, restored = sum(map(_decodes, parts)), _prefill_of(parts), _restored_of(parts)
 
         def cost_ms(rows: int) -> float:
             return self.costs.step_cost(decodes, 0, rows).mean_ms
 
         def bound_ms(rows: int) -> float:
-            return self._bound_ms(self.costs.step_cost(decodes, prefill, rows), scale)
+            return self._bound_ms(self.costs.step_cost(decodes, prefill, rows, restored), scale)
 
         works = [parts[place].sequence for place, _ in drafted]
         step_ms = cost_ms(0) * scale.mean_ms
@@ -230,6 +262,13 @@ class TextScheduler:
         step_ms = predicted.scaled(scale).quantile_ms(self._planning.admission_quantile)
         return step_ms + self._planning.overhead_ms
 
+    def _wait_end_s(self, works: Several[Sequence], now_s: float, scale: Cost) -> float:
+        """Until when nothing need be run for every promise to be kept; only looked at where blocks are on their way."""
+        if all(work.coming is None for work in works):
+            return now_s
+        step_ms = self.costs.decode.at(1).mean_ms * scale.mean_ms
+        return now_s + min(self._spare_ms(work, now_s, step_ms, 0.0) for work in works) / 1000
+
     def _prefill_limit(self, going: Several[Sequence], now_s: float, scale: Cost) -> int:
         """Prefill tokens that the step may hold: no more than the tightest decoding sequence bears."""
         left = self.costs.chunk_tokens
@@ -258,7 +297,11 @@ def _may_draft(part: Part) -> bool:
 
 
 def _prefill_of(parts: Several[Part]) -> int:
-    return sum(part.count for part in parts if not _decodes(part))
+    return sum(part.count for part in parts if not _decodes(part) and not part.restored)
+
+
+def _restored_of(parts: Several[Part]) -> int:
+    return sum(len(part.restored) for part in parts)
 
 
 def _comes(work: Sequence, start: int, coming: set[bytes]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from headway.quality import Ladder, Rung, Wish
 from headway.ticket import Ticket
 from headway.v1 import text_pb2
+from services.text_worker.kv.coming import Coming
 from services.text_worker.kv.store import Holding
 from services.text_worker.sampling import Drawn, Sampler
 from services.text_worker.speculation import Acceptance, Lookup
@@ -67,8 +68,10 @@ class Sequence:
     """Why the answer was whole already with the tokens that it goes on from; None: it goes on."""
     kv: Holding = field(default_factory=Holding)
     """What the KV cache holds of it."""
+    coming: Coming | None = None
+    """Blocks of its prompt that are on their way from another worker; None: none are."""
     cached_tokens: int = 0
-    """Prompt tokens that were in the KV cache already when it first began."""
+    """Prompt tokens whose keys and values it did not compute: they were cached here, or elsewhere and restored."""
     first_token_s: float | None = None
     lookup: Lookup = field(default_factory=Lookup)
     acceptance: Acceptance = field(default_factory=Acceptance)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 from headway.errors import HeadwayError
@@ -18,14 +18,21 @@ from services.text_worker.prefixes import NotedPrompts
 from services.text_worker.requests import read_ask, read_tokenize
 from services.text_worker.sampling import Drawn
 from services.text_worker.sequence import Delta, Ending, Sequence, ending_of
+from services.text_worker.sharing.start import Sharing
 
 
 class TextServicer(text_pb2_grpc.TextGenerationServicer):
     """Serves one loaded model."""
 
-    def __init__(self, runtime: WorkerRuntime, loaded: LoadedModel, prompts: NotedPrompts | None = None) -> None:
-        """`prompts` is told of every prompt; None where nobody asks which are cached."""
-        self._runtime, self._loaded, self._prompts = runtime, loaded, prompts
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        loaded: LoadedModel,
+        prompts: NotedPrompts | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
+        """`prompts` is told of every prompt; None where nobody asks which are cached. `sharing`: None shares none."""
+        self._runtime, self._loaded, self._prompts, self._sharing = runtime, loaded, prompts, sharing
         self._secret = secrets.token_bytes(32)  # of this process alone, as its cache is
 
     async def Generate(
@@ -38,23 +45,26 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
         tickets = [self._runtime.ticket(budget, request.service_level, asset.ladder) for _ in range(ask.count)]
         sequences = [ask.sequence(ticket, self._loaded, answer) for answer, ticket in enumerate(tickets)]
         tenant = tenant_of_call.get()
-        salt = tenant_salt(self._secret, tenant)
         for sequence in sequences:
-            sequence.kv.chain = Chain(salt, self._loaded.cache_fingerprint)
+            sequence.kv.chain = self._chain(tenant)
         if self._prompts is not None:
             self._prompts.note(request, tenant, ask.prompt, sequences[0].kv.chain)
         times = [_TokenTimes(self._runtime, ticket) for ticket in tickets]
         streams = [
-            _gathered(self._runtime, sequence) if sequence.had_ended is None else _ended(self._runtime, sequence)
+            _gathered(self._runtime, sequence, self._sharing)
+            if sequence.had_ended is None
+            else _ended(self._runtime, sequence)
             for sequence in sequences
         ]
-        async with aclosing(interleaved(streams)) as parts:
-            async for answer, part in parts:
-                if isinstance(part, Delta):
-                    times[answer].tokens_came(len(part.token_ids))
-                response = self._response(part, sequences[answer], asset)
-                response.answer = answer
-                yield response
+        shared = nullcontext() if self._sharing is None else self._sharing.prompt(sequences)
+        with shared:
+            async with aclosing(interleaved(streams)) as parts:
+                async for answer, part in parts:
+                    if isinstance(part, Delta):
+                        times[answer].tokens_came(len(part.token_ids))
+                    response = self._response(part, sequences[answer], asset)
+                    response.answer = answer
+                    yield response
 
     async def Tokenize(self, request: text_pb2.TokenizeRequest, context: Any) -> text_pb2.TokenizeResponse:
         """Counts and lists tokens; takes no device time."""
@@ -78,6 +88,12 @@ class TextServicer(text_pb2_grpc.TextGenerationServicer):
                 for asset in self._runtime.identity.assets
             ]
         )
+
+    def _chain(self, tenant: str) -> Chain:
+        """Names of blocks that only the tenant's prompts share: in all workers that share theirs, or in this one."""
+        if self._sharing is not None:
+            return self._sharing.chain(tenant)
+        return Chain(tenant_salt(self._secret, tenant), self._loaded.cache_fingerprint)
 
     def _response(
         self, part: common_pb2.Plan | Delta | Ending, sequence: Sequence, asset: LoadedAsset
@@ -110,7 +126,7 @@ def _logprobs(drawn: Drawn) -> text_pb2.TokenLogprobs:
 
 
 async def _gathered(
-    runtime: WorkerRuntime, sequence: Sequence
+    runtime: WorkerRuntime, sequence: Sequence, sharing: Sharing | None
 ) -> AsyncGenerator[common_pb2.Plan | Delta | Ending, None]:
     """The engine's events, deltas that are ready together in one; the first token travels alone.
 
@@ -118,6 +134,10 @@ async def _gathered(
     """
     queue, first = sequence.ticket.events, True
     async with aclosing(runtime.events(sequence)) as events:
+        plan = await anext(events)
+        if sharing is not None:
+            sharing.admitted(sequence)
+        yield plan
         async for event in events:
             held: Any = event
             while isinstance(held, Delta) and not first and not queue.empty():

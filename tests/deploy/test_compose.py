@@ -121,6 +121,11 @@ def test_text_workers_and_routers_share_the_prefix_cache() -> None:
     assert {given[given.index("--prefix-cache") + 1] for given in flags.values()} == {"prefix-cache:50054"}
 
 
+def test_text_workers_share_blocks_through_the_prefix_cache() -> None:
+    flags = COMPOSE["services"]["text-worker"]["command"]
+    assert flags[flags.index("--kv-store") + 1] == "grpc"
+
+
 def test_what_is_mounted_from_the_checkout_is_there_and_cannot_be_written_to() -> None:
     mounts = [mount for service in COMPOSE["services"].values() for mount in service.get("volumes", ())]
     bound = [mount.split(":") for mount in mounts if mount.startswith("./")]

@@ -221,6 +221,14 @@ def test_text_workers_tell_the_prefix_cache_what_they_hold_where_there_is_one(re
 
     assert told({}) == told(SECURE) == {"demo-headway-prefix-cache.mesh.svc:50054"}
     assert told(BARE) == told(SCALED) == set()
+    shares = [
+        (one["name"], "--kv-store" in one["args"])
+        for values in ({}, SECURE, BARE, SCALED)
+        for _, one in containers(render(values))
+        if "--prefix-cache" in one.get("args", ()) and one["name"] == "text"
+    ]
+    assert shares
+    assert all(given for _, given in shares)
     (text,) = [one for _, one in containers(render(SECURE)) if one["name"] == "text"]
     assert {"name": "HEADWAY_UPSTREAM_CA", "value": "/tls/ca.crt"} in text["env"]
 

@@ -286,3 +286,22 @@ async def test_callers_are_told_what_more_urgent_work_will_take(rig: Rig) -> Non
             await outcome(ticket)
     assert told[-1] > 2 * told[0]
     assert told[-1] <= 30_000
+
+
+async def test_work_that_becomes_ready_by_itself_is_run_when_the_loop_is_woken(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.engine_loop._IDLE_WAIT_S", 3600.0)
+    ready, asked, decide = threading.Event(), threading.Event(), rig.scheduler.next_batch
+
+    def next_batch(*arguments: Any) -> Batch[Sum] | None:
+        asked.set()
+        return decide(*arguments) if ready.is_set() else None
+
+    monkeypatch.setattr(rig.scheduler, "next_batch", next_batch)
+    rig.engine.gate.set()
+    async with rig.loop.submit(make(number=1)) as ticket:
+        await asyncio.to_thread(asked.wait)
+        ready.set()
+        rig.loop.wake()
+        assert (await outcome(ticket)).result == 4

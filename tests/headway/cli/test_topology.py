@@ -48,7 +48,9 @@ def test_the_parts_know_each_other() -> None:
     sockets = {_flag(parts[f"{kind}-worker"], "--device-socket") for kind in ("text", "splat", "dit")}
     assert sockets == {_flag(parts["device-arbiter"], "--socket")}
     assert _flag(parts["prefix-cache"], "--redis") == f"unix://{_flag(parts['redis'], '--unixsocket')}"
-    assert _flag(_parts(redis_url="redis://h:1")["prefix-cache"], "--redis") == "redis://h:1"
+    assert _flag(parts["text-worker"], "--kv-store") == _flag(parts["prefix-cache"], "--redis")
+    elsewhere = _parts(redis_url="redis://h:1")
+    assert _flag(elsewhere["prefix-cache"], "--redis") == _flag(elsewhere["text-worker"], "--kv-store") == "redis://h:1"
 
 
 def test_spare_workers_are_known_to_the_router_before_they_run() -> None:

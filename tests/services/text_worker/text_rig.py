@@ -15,7 +15,7 @@ import pytest
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.server import StartError, serve
-from headway.telemetry import Span
+from headway.telemetry import Metadata, Span
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.main import build
@@ -69,14 +69,16 @@ class Answer:
         return text_pb2.FinishReason.Name(self.summary.finish_reason).removeprefix("FINISH_REASON_")
 
 
-async def ask(channel: grpc.aio.Channel, timeout_s: float = LONG_S, **request: Any) -> Answer:
+async def ask(
+    channel: grpc.aio.Channel, timeout_s: float = LONG_S, *, metadata: Metadata = (), **request: Any
+) -> Answer:
     """Answers ENDLESS greedily unless told otherwise."""
     if not {"text", "chat", "tokens"} & request.keys():
         request["chat"] = ENDLESS
     request.setdefault("sampling", GREEDY)
     answer, parts = Answer(), []
     stub = text_pb2_grpc.TextGenerationStub(channel)
-    async for message in stub.Generate(text_pb2.GenerateRequest(**request), timeout=timeout_s):
+    async for message in stub.Generate(text_pb2.GenerateRequest(**request), timeout=timeout_s, metadata=metadata):
         parts.append(message.WhichOneof("part"))
         if parts[-1] == "chunk":
             answer.offsets.append(message.chunk.offset)

@@ -1,5 +1,7 @@
 """Blocks and their memory: shared, copied before they are written, exported and imported, never leaked."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages, block_bytes, blocks_for
 from services.text_worker.kv.pool import OutOfBlocks
 from services.text_worker.kv.store import Holding, KvStore, blocks_of
-from services.text_worker.kv.transfer import export_block, import_block
+from services.text_worker.kv.transfer import Layout, export_block, export_named, import_block
 from services.text_worker.model.architecture import Architecture, Attention, Layer, Mlp, Rope
 from services.text_worker.model.config import CheckpointError
 
@@ -103,6 +105,35 @@ def test_blocks_go_from_worker_to_worker() -> None:
     import_block(there.pages, 5, stored, block_hash=NAME, fingerprint=PRINT)
     np.testing.assert_array_equal(here.pages.read(3), there.pages.read(5))
     np.testing.assert_array_equal(here.pages.keys[1][3], there.pages.keys[1][5])
+
+
+def test_what_is_copied_without_holding_it_is_whole_or_nothing() -> None:
+    kv, stopped = store(4), threading.Event()
+    chains = [Chain("tenant", PRINT).over([kind] * BLOCK_TOKENS) for kind in range(1, 7)]
+
+    def engine() -> None:
+        """Gives few blocks to many prompts, as an engine does, each block filled with its prompt's number."""
+        while not stopped.is_set():
+            for kind in range(1, 7):
+                held = holding()
+                kv.reserve(held, BLOCK_TOKENS)
+                kv.pages.write(held.blocks[0], np.full((2, 3, 2, BLOCK_TOKENS, 6), kind, np.float32))
+                kv.computed(held, [kind] * BLOCK_TOKENS, BLOCK_TOKENS)
+                kv.release(held)
+
+    running = threading.Thread(target=engine)
+    running.start()
+    copied, layout = 0, Layout.of(kv.pages, PRINT)
+    try:
+        while copied < 200:
+            for kind, (name,) in enumerate(chains, 1):
+                stored = export_named(kv, kv.pages, name, fingerprint=PRINT)
+                if stored is not None:
+                    assert (layout.content(stored, name) == kind).all()
+                    copied += 1
+    finally:
+        stopped.set()
+        running.join()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other", "shape", "nan"])
