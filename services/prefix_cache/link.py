@@ -30,8 +30,14 @@ class RedisLink:
 
     def __init__(self, url: str, *, connections: int, reachable: ReachableGauge) -> None:
         # One retry at once: a connection that Redis closed while it lay idle is no failure.
+        # No timeout of its own: it swallows cancellations, and every wait here is bounded anyway.
         pool: Any = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=connections, timeout=None, protocol=2, retry=Retry(NoBackoff(), 1)
+            url,
+            max_connections=connections,
+            timeout=None,
+            protocol=2,
+            retry=Retry(NoBackoff(), 1),
+            socket_timeout=None,
         )
         self.redis = aioredis.Redis.from_pool(pool)
         self._reachable = reachable

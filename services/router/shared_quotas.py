@@ -66,8 +66,14 @@ class SharedQuotas:
     """Keeps a router's quotas in step with those of the others. Belongs to one event loop."""
 
     def __init__(self, url: str, quotas: Quotas, reachable: ReachableGauge) -> None:
+        # No timeout of its own: it swallows cancellations, and every wait here is bounded anyway.
         pool: Any = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=1, timeout=None, protocol=2, retry=Retry(NoBackoff(), 1)
+            url,
+            max_connections=1,
+            timeout=None,
+            protocol=2,
+            retry=Retry(NoBackoff(), 1),
+            socket_timeout=None,
         )
         self._redis = aioredis.Redis.from_pool(pool)
         self._script = self._redis.register_script(_SCRIPT)
