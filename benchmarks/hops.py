@@ -37,6 +37,8 @@ from headway.client import AsyncHeadway
 
 console = Console(width=140)
 STREAMS, TOKENS = 64, 128
+OPENING_PACES = 4
+"""In which all held streams are opened: the server behind them, in Python, takes a few dozen connections a second."""
 PROCESS_OF = {"direct": "worker", "router": "router", "bare": "bare", "pick": "router"}
 """Whose CPU time a way is charged."""
 
@@ -131,7 +133,8 @@ async def held_section(running: Hops, plan: Plan) -> dict[str, Any]:
     for _ in range(2):
         async with AsyncHeadway(running.router) as client:
             before_mib = resident_mib(pid)
-            going = asyncio.create_task(together(client, plan.held, plan.held_tokens, SLOW_PACE_S, SLOW))
+            held = together(client, plan.held, plan.held_tokens, OPENING_PACES * SLOW_PACE_S, SLOW)
+            going = asyncio.create_task(held)
             seen_mib = await _watched(going, pid)
             done = await going
         third = max(1, len(seen_mib) // 3)

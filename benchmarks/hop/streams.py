@@ -41,14 +41,14 @@ async def stream(client: AsyncHeadway, tokens: int, prompt: str = PROMPT) -> Str
 
 
 async def together(
-    client: AsyncHeadway, count: int, tokens: int, pace_s: float, prompt: str = PROMPT
+    client: AsyncHeadway, count: int, tokens: int, within_s: float, prompt: str = PROMPT
 ) -> Sequence[Stream]:
-    """So many streams, begun one after another within one pace, so that their tokens spread over it."""
+    """So many streams, begun one after another within so long: whole paces, so that their tokens spread over each."""
 
     async def later(wait_s: float) -> Stream:
         await asyncio.sleep(wait_s)
         return await stream(client, tokens, prompt)
 
     async with asyncio.TaskGroup() as tasks:
-        begun = [tasks.create_task(later(pace_s * number / count)) for number in range(count)]
+        begun = [tasks.create_task(later(within_s * number / count)) for number in range(count)]
     return [task.result() for task in begun]

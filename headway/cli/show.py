@@ -53,7 +53,7 @@ def is_unreachable(error: HeadwayError) -> bool:
 def error_lines(error: HeadwayError, address: str) -> list[str]:
     """An error for a person: the reason, what it says, and what to do."""
     if is_unreachable(error):
-        return [f"cannot reach {address}: {error.message}", "start a mesh with: headway up"]
+        return [f"cannot reach {address}: {error.message}", _way_out(error.message)]
     lines = [f"{error.reason_name}: {error.message}"]
     violations: Mapping[str, str] = getattr(error, "violations", {})
     lines += [f"  {field}: {problem}" for field, problem in violations.items() if problem not in error.message]
@@ -62,6 +62,17 @@ def error_lines(error: HeadwayError, address: str) -> list[str]:
     if error.retry_after_s is not None:
         lines.append(f"  come back in {error.retry_after_s:.2f} s")
     return lines
+
+
+def _way_out(message: str) -> str:
+    """What to change, by what the transport says of why there is no connection."""
+    if "CERTIFICATE_VERIFY_FAILED" in message:
+        return "its certificate is not from the authority in --ca, has expired, or names another host"
+    if "WRONG_VERSION_NUMBER" in message:
+        return "it does not speak TLS: leave --ca, --cert and --key out, or call its TLS port"
+    if "CERTIFICATE_REQUIRED" in message or "BAD_CERTIFICATE" in message or "UNKNOWN_CA" in message:
+        return "it does not take this client's certificate: name one that its authority signed with --cert and --key"
+    return "start a mesh with: headway up; a server with TLS wants its authority in --ca"
 
 
 def reason(value: common_pb2.RungReason) -> str:

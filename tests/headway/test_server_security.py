@@ -13,6 +13,7 @@ from server_rig import serving
 
 from headway.channels import Credentials, open_channel, read_credentials
 from headway.cli.readiness import is_ready
+from headway.cli.show import error_lines
 from headway.cli.topology import GrpcReady
 from headway.errors import RemoteError, from_rpc_error
 from headway.server import StartError, tenant_of_call
@@ -83,6 +84,20 @@ async def test_mutual_tls_names_the_tenant_by_the_clients_certificate(files: Fil
         with_pair = read_credentials(ca=files.ca, cert=files.client_cert, key=files.client_key)
         assert await tenant(address, with_pair) == "painters"
         assert (await refused(address, read_credentials(ca=files.ca))).status is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_who_cannot_connect_for_tls_is_told_what_to_change(files: Files, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.pem"
+    trustme.CA().cert_pem.write_to_path(str(stranger))
+    pair = {"tls_cert": files.cert, "tls_key": files.key}
+
+    async def hint(settings: dict[str, Any], credentials: Credentials) -> str:
+        async with serving(tell_tenant, **settings) as address:
+            return error_lines(await refused(address, credentials), address)[-1]
+
+    assert "wants its authority in --ca" in await hint(pair, Credentials())
+    assert "is not from the authority in --ca" in await hint(pair, read_credentials(ca=stranger))
+    assert "does not speak TLS" in await hint({}, read_credentials(ca=files.ca))
 
 
 async def test_a_key_names_the_tenant_and_a_wrong_or_missing_one_is_refused(tmp_path: Path) -> None:
