@@ -234,7 +234,8 @@ def scale(log: Log) -> None:
     log.say("the routers found the second text worker by its name in DNS")
     seed, whole = long_text()
     for turn in range(MOST_KILLS):
-        victim = compose("ps", "--quiet", "text-worker").split()[turn % 2]
+        # One twice: routers take a worker that has just come back for the quickest.
+        victim = compose("ps", "--quiet", "text-worker").split()[turn // 2 % 2]
         forget()
         stream = subprocess.Popen(
             [BIN / "headway", *asking(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
