@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import socket
 import tempfile
-import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.experiment.worker import fetch, free_port
 from headway.cli.supervisor import Supervisor
 from headway.cli.topology import MeshSettings, Part, default_models, parts_of
 from headway.local_redis import find_server
@@ -29,7 +28,7 @@ class Mesh:
 
     async def metric(self, part: str, name: str) -> float:
         """The value of a metric without labels, now."""
-        text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{self.metrics[part]}/metrics")
+        text = await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.metrics[part]}/metrics")
         return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
 
 
@@ -44,7 +43,7 @@ async def mesh(*, arbiter: bool = True) -> AsyncIterator[Mesh]:
             redis_server=find_server(),
         )
         parts = parts_of(settings, {**os.environ, "HEADWAY_LOG_LEVEL": "warning"})
-        ports = {part.name: _free_port() for part in parts if "--metrics-port" in part.command}
+        ports = {part.name: free_port() for part in parts if "--metrics-port" in part.command}
         parts = tuple(_changed(part, arbiter, ports) for part in parts)
         stop = asyncio.Event()
         ready = asyncio.Event()
@@ -76,16 +75,6 @@ def _changed(part: Part, arbiter: bool, ports: Mapping[str, int]) -> Part:
         at = command.index("--device-socket")
         del command[at : at + 2]
     return replace(part, command=tuple(command))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-def _fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return str(answer.read().decode())
 
 
 def _say(name: str, line: str) -> None:

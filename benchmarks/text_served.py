@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
+from benchmarks.experiment.mesh import all_healthy, process
 from benchmarks.experiment.worker import Cores, running
 from benchmarks.figures import quantile, write
 from benchmarks.text_engine import CHUNK_TOKENS, KV_MEMORY_MB, MAX_BATCH, Engine, Run
@@ -55,29 +56,10 @@ async def served(folder: Path, threads: int) -> AsyncIterator[dict[str, str]]:
     worker = (sys.executable, "-m", "services.text_worker.main", *flags)
     async with running(worker, Cores(tuple(range(threads)), None)) as found:
         address = f"unix:{folder}/router.sock"
-        command = (sys.executable, "-m", "services.router.main", "--listen", address, "--metrics-port", "off")
-        router = await asyncio.create_subprocess_exec(
-            *command, "--workers", f"text={found.address}", "--max-deadline-s", "600", "--log-level", "warning"
-        )
-        try:
-            async with AsyncHeadway(address) as client:
-                await until_listed(client)
+        flags = ("--listen", address, "--workers", f"text={found.address}", "--max-deadline-s", "600")
+        async with process("services.router.main", *flags, "--metrics-port", "off", "--log-level", "warning"):
+            await all_healthy(address, 1)
             yield {"worker": found.address, "router": address}
-        finally:
-            router.terminate()
-            await router.wait()
-
-
-async def until_listed(client: AsyncHeadway) -> None:
-    until_s = time.monotonic() + 60
-    while True:
-        try:
-            if (await client.workers(deadline_s=1.0)).workers:
-                return
-        except Exception:  # it has not begun to listen
-            if time.monotonic() > until_s:
-                raise
-        await asyncio.sleep(0.1)
 
 
 async def through(client: AsyncHeadway, work: Workload, marked: int) -> Run:

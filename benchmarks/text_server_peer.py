@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ import httpx
 
 from benchmarks.experiment.arrivals import Arrival
 from benchmarks.experiment.generator import Answer, Send
-from benchmarks.experiment.worker import Cores
+from benchmarks.experiment.worker import Cores, free_port
 from headway.client import AsyncHeadway
 from headway.v1 import common_pb2
 
@@ -34,7 +33,7 @@ async def vllm(
     python: str, model: Path, body: Callable[[Arrival], dict[str, Any]], least: float, cores: Cores
 ) -> AsyncIterator[Send]:
     """Starts the server on the worker's cores; what is yielded sends it a request of `body`'s making."""
-    port = _free_port()
+    port = free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "bfloat16"]
     command += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "32"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -69,7 +68,7 @@ def _sender(http: httpx.AsyncClient, model: str, body: Callable[[Arrival], dict[
                     answer.raise_for_status()
                     async for line in answer.aiter_lines():
                         tokens = max(tokens, _tokens(line))
-        except TimeoutError:
+        except TimeoutError:  # the client leaves with what has come
             pass
         share = min(1.0, tokens / arrival.items)
         if share >= least:
@@ -95,8 +94,3 @@ async def _until_it_serves(http: httpx.AsyncClient, process: asyncio.subprocess.
         except httpx.TransportError:
             await asyncio.sleep(0.5)
     raise SystemExit("the peer's server did not start")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])

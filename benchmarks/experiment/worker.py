@@ -65,7 +65,7 @@ class RunningWorker:
     async def refusals(self) -> dict[float, float]:
         """How many refusals took at most so many seconds, from the handler's entry on; by upper bound."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        text = await asyncio.to_thread(_fetch, url)
+        text = await asyncio.to_thread(fetch, url)
         return {float(bound): float(count) for bound, count in BUCKET.findall(text)}
 
 
@@ -73,7 +73,7 @@ class RunningWorker:
 async def running(command: Sequence[str], cores: Cores) -> AsyncIterator[RunningWorker]:
     """Starts a worker and stops it after the block. `command` lacks only the flags of this module."""
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
-        address, port = f"unix:{folder}/worker.sock", _free_port()
+        address, port = f"unix:{folder}/worker.sock", free_port()
         flags = ("--listen", address, "--metrics-port", str(port), "--threads", str(cores.threads))
         process = await asyncio.create_subprocess_exec(*command, *flags, "--log-level", "warning")
         if cores.worker is not None:  # before it has started threads, which inherit it
@@ -115,11 +115,13 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
-def _fetch(url: str) -> str:
+def fetch(url: str) -> str:
+    """What a page of metrics holds. Blocks."""
     with urllib.request.urlopen(url, timeout=5) as answer:
         return str(answer.read().decode())

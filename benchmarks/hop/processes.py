@@ -9,13 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
+from benchmarks.experiment.mesh import all_healthy
 from headway.channels import open_channel
-from headway.client import AsyncHeadway
-from headway.errors import HeadwayError
 from headway.lifeline import tied
-from headway.v1 import router_pb2
 
 START_S = 60.0
 MOST_CALLS = 4096
@@ -65,7 +61,7 @@ async def hops() -> AsyncIterator[Hops]:
                 _process("-m", "services.router.main", "--listen", router, "--workers", f"text={worker}", *quiet)
             )
             running["bare"] = await stack.enter_async_context(_process("-m", "benchmarks.hop.bare", bare, worker))
-            await _healthy(router)
+            await all_healthy(router, 1)
             async with open_channel(bare) as channel:
                 await asyncio.wait_for(channel.channel_ready(), START_S)
             yield Hops(worker, router, bare, {name: process.pid for name, process in running.items()})
@@ -82,16 +78,3 @@ async def _process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def _healthy(router: str) -> None:
-    """Returns when the router sees its worker. Raises TimeoutError."""
-    async with asyncio.timeout(START_S), AsyncHeadway(router) as client:
-        while True:
-            try:
-                workers = (await client.workers()).workers
-            except (HeadwayError, grpc.aio.AioRpcError):  # it does not listen yet
-                workers = []
-            if any(worker.health == router_pb2.WORKER_HEALTH_HEALTHY for worker in workers):
-                return
-            await asyncio.sleep(0.1)

@@ -31,9 +31,19 @@ LOG = ROOT / "docs" / "compose-proof.md"
 BIN = Path(sys.executable).parent
 TARGETS = ("router", "prefix-cache", "device", "text-worker", "dit-worker", "splat-worker")
 OUTSIDE = ("python:3.11-slim", "valkey/valkey:9", "envoyproxy/envoy:distroless-v1.40.0")
+PROJECT = "headway-proof"
+"""Not the file's own name: a mesh that runs under that is nobody's to take down."""
 FRONT_SERVICES = {"router", "router-2", "envoy"}
 ROUTERS, FRONT = ("127.0.0.1:50050", "127.0.0.1:50051"), "127.0.0.1:8080"
-COMPOSE = (str(BIN / "docker-compose"), "--file", str(ROOT / "compose.yaml"), "--profile", "envoy")
+COMPOSE = (
+    str(BIN / "docker-compose"),
+    "--file",
+    str(ROOT / "compose.yaml"),
+    "--profile",
+    "envoy",
+    "--project-name",
+    PROJECT,
+)
 MOST_KILLS = 8
 WHEELS_PORT = 50990
 """Always the same: an address that changes would have everything built anew."""
@@ -128,22 +138,22 @@ def index() -> Iterator[list[str]]:
             server.shutdown()
 
 
-def build(log: Log) -> None:
+def build(log: Log, *, own: bool) -> None:
     """Every image; none holds a compiler."""
     log.step("Images")
     for image in OUTSIDE:
-        ensure(image, log.say)
+        ensure(image, log.say, own=own)
     with index() as arguments:
         for target in TARGETS:
             begun_s = time.monotonic()
-            tags = [f"--tag=headway-{name}" for name in ((target, "router-2") if target == "router" else (target,))]
+            tags = [f"--tag={PROJECT}-{name}" for name in ((target, "router-2") if target == "router" else (target,))]
             run("docker", "build", "--network=host", f"--target={target}", *tags, *arguments, ".", env=builder())
-            size = int(run("docker", "image", "inspect", "--format", "{{.Size}}", f"headway-{target}"))
+            size = int(run("docker", "image", "inspect", "--format", "{{.Size}}", f"{PROJECT}-{target}"))
             log.say(
                 f"headway-{target}: {size / 1e6:.0f} MB, built in {time.monotonic() - begun_s:.0f} s, no compiler in it"
             )
-            looked = ("--entrypoint=sh", f"headway-{target}", "-c", "command -v cc gcc g++ clang || true")
-            check(not run("docker", "run", "--rm", *looked).strip(), f"headway-{target} holds a compiler")
+            looked = ("--entrypoint=sh", f"{PROJECT}-{target}", "-c", "command -v cc gcc g++ clang || true")
+            check(not run("docker", "run", "--rm", *looked).strip(), f"{target} holds a compiler")
 
 
 def builder() -> dict[str, str]:
@@ -315,9 +325,9 @@ def main() -> int:
         return 2
     log = Log()
     try:
-        with engine(log.say):
+        with engine(log.say) as own:
             refuse(log)
-            build(log)
+            build(log, own=own)
             try:
                 start(log)
                 confine(log)

@@ -37,11 +37,14 @@ class NoEngine(RuntimeError):
 
 
 @contextmanager
-def engine(say: Callable[[str], None]) -> Iterator[None]:
-    """An engine that `docker` reaches inside the block; started, and ended with all it holds, where none answers."""
+def engine(say: Callable[[str], None]) -> Iterator[bool]:
+    """An engine that `docker` reaches inside the block; started, and ended with all it holds, where none answers.
+
+    Yields whether it is our own. One leaves docker0 and its chains of iptables behind, as every Docker engine does.
+    """
     if _answers():
         say(f"engine: the one that answers, {_version()}")
-        yield
+        yield False
         return
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         raise NoEngine(
@@ -54,7 +57,7 @@ def engine(say: Callable[[str], None]) -> Iterator[None]:
     try:
         _await(daemon, folder)
         say(f"engine: none answered, one was started for this proof, {_version()}")
-        yield
+        yield True
     finally:
         daemon.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -62,13 +65,15 @@ def engine(say: Callable[[str], None]) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def ensure(image: str, say: Callable[[str], None]) -> None:
-    """`image` is on the engine: there, pulled, or a stand-in of our own. Raises `NoEngine` when there is no way."""
+def ensure(image: str, say: Callable[[str], None], *, own: bool) -> None:
+    """`image` is on the engine: there, pulled, or, on an engine of our own, a stand-in. Raises `NoEngine` otherwise."""
     if _quiet("docker", "image", "inspect", image):
         return
     if _quiet("docker", "pull", image):
         say(f"image {image}: pulled")
         return
+    if not own:
+        raise NoEngine(f"{image} cannot be pulled; a stand-in under its name is made on no engine but one of our own")
     if shutil.which("mmdebstrap") is None:
         raise NoEngine(f"{image} cannot be pulled; where no registry is reached, install mmdebstrap for a stand-in")
     say(f"image {image}: no registry is reached; {_stand_in(image)}")

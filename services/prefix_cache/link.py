@@ -5,12 +5,10 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Protocol, TypeVar, cast
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from headway.errors import StoreUnavailable
+from headway.redis_client import redis_client
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +27,7 @@ class RedisLink:
     """One pool of connections for all that is stored. Reconnects by itself."""
 
     def __init__(self, url: str, *, connections: int, reachable: ReachableGauge) -> None:
-        # One retry at once: a connection that Redis closed while it lay idle is no failure.
-        # No timeout of its own: it swallows cancellations, and every wait here is bounded anyway.
-        pool: Any = aioredis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=None,
-            protocol=2,
-            retry=Retry(NoBackoff(), 1),
-            socket_timeout=None,
-        )
-        self.redis = aioredis.Redis.from_pool(pool)
+        self.redis = redis_client(url, connections=connections)
         self._reachable = reachable
 
     async def watch(self, interval_s: float, timeout_s: float) -> None:

@@ -13,11 +13,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from headway.redis_client import redis_client
 from services.router.quotas import Quotas, Use
 
 log = logging.getLogger(__name__)
@@ -66,16 +64,7 @@ class SharedQuotas:
     """Keeps a router's quotas in step with those of the others. Belongs to one event loop."""
 
     def __init__(self, url: str, quotas: Quotas, reachable: ReachableGauge) -> None:
-        # No timeout of its own: it swallows cancellations, and every wait here is bounded anyway.
-        pool: Any = aioredis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=1,
-            timeout=None,
-            protocol=2,
-            retry=Retry(NoBackoff(), 1),
-            socket_timeout=None,
-        )
-        self._redis = aioredis.Redis.from_pool(pool)
+        self._redis = redis_client(url, connections=1)
         self._script = self._redis.register_script(_SCRIPT)
         self._quotas, self._reachable = quotas, reachable
         self._name = secrets.token_hex(8)

@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import torch
@@ -20,14 +20,26 @@ _RELAXED = {"contract", "nsz", "arcp"}
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     """Compile a kernel: cached on disk (a cold start takes many seconds), the GIL released while it runs.
 
-    The cache of a kernel does not notice edits to kernels of other files that it calls: keep those in one file.
+    By itself numba's cache of a kernel does not notice edits to other files whose kernels or instructions are part of
+    it, and would run what they were: here all of this package's files count.
     """
 
     def decorate(function: Function) -> Function:
         jit = numba.njit(cache=True, nogil=True, parallel=parallel, fastmath=_RELAXED, error_model="numpy")
-        return cast(Function, jit(function))
+        dispatcher: Any = jit(function)
+        dispatcher._cache._cache_file._source_stamp = _SOURCES
+        return cast(Function, dispatcher)
 
     return decorate
+
+
+def sources_of(folder: Path) -> tuple[tuple[str, float, int], ...]:
+    """Name, time and size of every source in a folder: another value when one of them has changed."""
+    found = ((path.name, path.stat()) for path in sorted(folder.glob("*.py")))
+    return tuple((name, about.st_mtime, about.st_size) for name, about in found)
+
+
+_SOURCES = sources_of(Path(__file__).parent)
 
 
 def share_torch_threads() -> None:

@@ -3,12 +3,10 @@
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar, cast
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from headway.prefix import block_key
+from headway.redis_client import redis_client
 from services.text_worker.sharing.stores import StoreError
 
 T = TypeVar("T")
@@ -21,18 +19,7 @@ class RedisStore:
 
     def __init__(self, url: str, stored_bytes: int) -> None:
         """A value that does not have `stored_bytes`, a packed block's size, is none of ours and is never read."""
-        # One retry at once: a connection that Redis closed while it lay idle is no failure.
-        # No timeout of the socket's own: with one, redis-py goes through asyncio.wait_for, which loses cancellations in
-        # Python 3.11.
-        pool: Any = aioredis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=None,
-            protocol=2,
-            retry=Retry(NoBackoff(), 1),
-            socket_timeout=None,
-        )
-        self._redis, self._stored_bytes = aioredis.Redis.from_pool(pool), stored_bytes
+        self._redis, self._stored_bytes = redis_client(url, connections=_CONNECTIONS), stored_bytes
 
     async def present(self, hashes: Sequence[bytes]) -> list[bool]:
         pipeline = self._redis.pipeline(transaction=False)

@@ -139,7 +139,7 @@ class Wire:
                         break
                 writer.write(data)
                 await writer.drain()
-        except ConnectionError:
+        except ConnectionError:  # one side is gone; the other one is closed below
             pass
         finally:
             writer.close()
