@@ -194,7 +194,7 @@ class Load:
 
 
 Foreign = Sequence[tuple[float, float]]
-"""Other workers' admitted work on the same device: (due, monotonic s; remaining device ms)."""
+"""Other workers' admitted work on the same device: (due, monotonic s; remaining device ms, at least)."""
 
 
 def predict_finish(loads: Sequence[Load], curve: StepCurve, max_batch: int, foreign: Foreign = ()) -> list[Cost]:

@@ -21,7 +21,7 @@ from headway.deadline import Clock
 from headway.engine import Batch, Device, Engine, Lease, Observer, Pulse, Scheduler, Snapshot, W
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
 from headway.host_speed import HostSpeed
-from headway.jobs import demand_of
+from headway.jobs import demand_of, jobs_of
 from headway.planning import Job, QueuePlan, Setting
 from headway.policy import Planned, Policy
 from headway.promises import Promises, share_of_target
@@ -154,7 +154,7 @@ class EngineLoop(Generic[W]):
             self._promises.make(ticket, choice, setting, self.policy.reason(choice, setting, ticket.wish))
             self._works[ticket.key] = work
             self._follow(plan)
-            self._device.declare(demand_of(plan, setting))
+            self._device.declare(demand_of(jobs_of(plan), setting))
             self._device.hurry(ticket.budget.due_s - setting.kept_s)
             self._changed.notify_all()
         self._tell_watchers()
@@ -325,12 +325,11 @@ class EngineLoop(Generic[W]):
 
     def _tell_device(self, plan: QueuePlan, setting: Setting) -> None:
         """Tells the device's other workers what is to come here by when, and when the step should end that begins."""
-        running = self._running
+        jobs, running = jobs_of(plan), self._running
         if running is None:
-            self._device.declare(demand_of(plan, setting))
+            self._device.declare(demand_of(jobs, setting))
         else:
-            demand = demand_of(plan, setting, running_ms=running.predicted_ms)
-            self._device.declare(demand, step_end_s=running.end_s)
+            self._device.declare(demand_of(running.jobs(jobs), setting), step_end_s=running.end_s)
 
     def _drop_gone(self, now_s: float) -> list[tuple[Ticket, Event]]:
         events: list[tuple[Ticket, Event]] = []

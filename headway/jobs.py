@@ -1,8 +1,9 @@
 """What the planner plans: requests with the rungs that they may still take, on a worker as it is now."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headway.cost import ONE, Cost, Foreign, Load, StepCurve, ahead_ms
+from headway.cost import ONE, Cost, Foreign, Load, StepCurve, predict_finish
 from headway.quality import Rung
 
 
@@ -79,17 +80,25 @@ QueuePlan = dict[int, Choice]
 DEMAND_BUCKETS = 16
 
 
-def demand_of(plan: QueuePlan, setting: Setting, *, running_ms: float = 0.0) -> list[tuple[float, float]]:
-    """What a plan has still to do, for others on the device: (due, monotonic s; device ms), earliest first.
+def jobs_of(plan: QueuePlan) -> list[Job]:
+    """What is planned, in the plan's order."""
+    return [choice.job for choice in plan.values()]
 
-    As much as admission counts on, and due with the time that is kept free behind it. `setting` is what it was planned
-    with; `running_ms` of it are in a step that has begun, of which others are told beside this. At most
-    `DEMAND_BUCKETS` rows: where there are more, those that are due nearly together are one, due with the first. Pure.
+
+def demand_of(jobs: Iterable[Job], setting: Setting) -> list[tuple[float, float]]:
+    """What others on the device are to leave room for: (due, monotonic s; device ms), earliest first.
+
+    The least that can be done, as admission counts it, due with the time that is kept free behind it: what is planned
+    above that is lowered when it is in the way. `jobs`: what is left to do behind the step that runs, of which others
+    are told beside this. At most `DEMAND_BUCKETS` rows: where there are more, those that are due nearly together are
+    one, due with the first. Pure.
     """
-    rows, before_ms = list[tuple[float, float]](), running_ms
-    for choice in plan.values():
-        due_s = choice.job.due_s - setting.kept_s
-        own_ms = _counted_on_ms(choice, due_s, setting) - setting.busy_ms - ahead_ms(due_s, setting.foreign)
+    order = sorted(jobs, key=lambda job: job.due_s)
+    finish = predict_finish([job.options[-1].load for job in order], setting.curve, setting.max_batch)
+    rows, before_ms = list[tuple[float, float]](), 0.0
+    for job, cost in zip(order, finish, strict=True):
+        due_s = job.due_s - setting.kept_s
+        own_ms = _counted_on_ms(cost.scaled(setting.scale), due_s, setting)
         if own_ms > before_ms:  # else it shares the steps of those before it
             rows.append((due_s, own_ms - before_ms))
             before_ms = own_ms
@@ -99,8 +108,7 @@ def demand_of(plan: QueuePlan, setting: Setting, *, running_ms: float = 0.0) -> 
     return rows
 
 
-def _counted_on_ms(choice: Choice, due_s: float, setting: Setting) -> float:
-    """When a job is over, from now: at the admission quantile, or in time where it would be lowered for that."""
+def _counted_on_ms(finish: Cost, due_s: float, setting: Setting) -> float:
+    """When a job is over: at the admission quantile, or just in time where rungs' own quantile is; not lost, then."""
     room_ms = (due_s - setting.now_s) * 1000
-    finish = choice.finish
     return min(finish.quantile_ms(setting.admission_quantile), max(finish.quantile_ms(setting.rung_quantile), room_ms))

@@ -98,7 +98,8 @@ class QueueModel:
         """How late each job is for `limits` as rungs are judged, or for its deadline as admission is, if that is more.
 
         By its deadline a job may still be lowered when it has begun, which does not win back all that a lower rung
-        saves: that is its credit. Others' deadlines on the device are kept as planned, because they count on it.
+        saves: that is its credit. Others' deadlines on the device are kept as planned, with nothing to win back: what
+        others are known to need is the least they can do.
         """
         means, variances = self.finish(levels)
         setting, by_due, by_foreign, stall_ms = self.setting, self.by_due, self.by_foreign, self.setting.stall_ms

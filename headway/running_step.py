@@ -18,8 +18,6 @@ class RunningStep:
     """The jobs in it as they were planned for it, by key."""
     end_s: float
     """When it should end, or did; monotonic."""
-    predicted_ms: float = 0.0
-    """What it should take on the host as it is now."""
 
     def busy_ms(self, now_s: float) -> float:
         """How long nothing else can begin; a step that is overdue may end any moment."""
@@ -40,4 +38,4 @@ def begin(batch: Batch[Any], start_s: float, slowness: float) -> RunningStep:
     tickets = [work.ticket for work in batch.works]
     before = {ticket.key: ticket.choice.job for ticket in tickets if ticket.choice is not None}
     predicted_ms = batch.predicted.mean_ms * slowness
-    return RunningStep(batch, before, start_s + predicted_ms / 1000, predicted_ms)
+    return RunningStep(batch, before, start_s + predicted_ms / 1000)

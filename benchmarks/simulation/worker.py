@@ -16,7 +16,7 @@ from headway.cost import ONE, Cost, StepCurve
 from headway.deadline import Budget
 from headway.errors import Expired, HeadwayError, Refused
 from headway.host_speed import HostSpeed
-from headway.jobs import demand_of
+from headway.jobs import demand_of, jobs_of
 from headway.planning import Job, QueuePlan, Setting
 from headway.policy import Policy
 from headway.quality import Rung, read_wish
@@ -145,7 +145,7 @@ class VirtualWorker:
         except Refused:
             self._doubt(now_s)
             raise
-        self._device.declare(self.name, demand_of(plan, setting))
+        self._device.declare(self.name, demand_of(jobs_of(plan), setting))
         return plan
 
     def _planned_jobs(self) -> list[Job]:
@@ -206,7 +206,7 @@ class VirtualWorker:
         now_s = self._clock.now_s
         self._stepping, self._asked_due_s = True, None
         self._running = begin(batch, now_s, self._speed.scale.mean_ms)
-        demand = demand_of(plan, setting, running_ms=self._running.predicted_ms)
+        demand = demand_of(self._running.jobs(jobs_of(plan)), setting)
         self._device.declare(self.name, demand, self._running.end_s)
         taken_ms = self._host.step_ms(batch.predicted.mean_ms, now_s)
         self.busy_ms += taken_ms

@@ -36,7 +36,7 @@ class ProtocolError(ValueError):
 
 
 class Demand(NamedTuple):
-    """Admitted work that is due by `deadline_s`: `remaining_ms` of device time."""
+    """Admitted work that is due by `deadline_s`: `remaining_ms` of device time that it takes at least."""
 
     deadline_s: float
     remaining_ms: float

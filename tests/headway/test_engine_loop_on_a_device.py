@@ -76,10 +76,10 @@ async def test_a_step_here_and_the_one_of_another_worker_are_never_both_waited_f
     device = Alone()
     async with stepped(device, max_batch=1) as (loop, engine), loop.submit(due_in(1.0)) as first:
         assert await asyncio.to_thread(engine.begun.wait, 60)
-        assert (device.step_end_s, device.demand) == (0.01, [(1.0, pytest.approx(30.0))]), "what is left beside it"
+        assert (device.step_end_s, device.demand) == (0.01, [(1.0, pytest.approx(10.0))]), "what is left beside it"
         device.others_step_ends_s = 0.008  # it was told before this worker's step began
         async with loop.submit(due_in(0.022)) as urgent:
-            assert device.demand == [(0.022, pytest.approx(10.0)), (1.0, pytest.approx(30.0))]
+            assert device.demand == [(0.022, pytest.approx(10.0)), (1.0, pytest.approx(10.0))]
             engine.gate.set()
             await asyncio.gather(outcome(first), outcome(urgent))
 

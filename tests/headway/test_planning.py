@@ -227,27 +227,34 @@ def test_foreign_work_in_danger_is_not_pushed_further() -> None:
 
 
 def test_others_are_told_what_admission_counts_on_and_by_when() -> None:
+    """And nothing of what runs now, and of what others have told themselves."""
     setting = replace(
         ALONE, curve=StepCurve(((1, Cost(100.0, 100.0)),)), busy_ms=30.0, foreign=((0.5, 70.0),), overhead_ms=10.0
     )
-    plan = plan_queue([job(1, 1.0, rungs=1), job(2, 3.0, rungs=1)], setting)
-    rows = demand_of(plan, setting)
+    rows = demand_of([job(2, 3.0, rungs=1), job(1, 1.0, rungs=1)], setting)
     assert [due_s for due_s, _ in rows] == [pytest.approx(0.99), pytest.approx(2.99)]
     assert rows[0][1] == pytest.approx(Cost(400.0, 400.0).quantile_ms(0.999))
     assert sum(ms for _, ms in rows) == pytest.approx(Cost(800.0, 800.0).quantile_ms(0.999))
-    begun = demand_of(plan, setting, running_ms=500.0)
-    assert [due_s for due_s, _ in begun] == [pytest.approx(2.99)], "a step that has begun is told beside the rest"
-    assert begun[0][1] == pytest.approx(sum(ms for _, ms in rows) - 500.0)
+    slow = demand_of([job(1, 1.0, rungs=1)], replace(ALONE, scale=Cost(1.5)))
+    assert slow == [(1.0, pytest.approx(600.0))], "on the host as it is now"
 
 
-def test_what_would_be_lowered_to_be_in_time_is_told_as_in_time() -> None:
-    """At the admission quantile its rung is late, at the rung's own it is not: others must not take it for lost."""
+def test_a_worker_that_has_raised_its_rungs_keeps_no_newcomer_of_another_one_out() -> None:
+    here, there = job(1, 0.45), job(2, 0.3)
+    assert labels([here]) == ["4"]
+    told = demand_of([here], ALONE)
+    assert told == [(0.45, pytest.approx(100.0))], "the least that can be done"
+    admitted = admit([], there, replace(ALONE, foreign=told))
+    assert admitted[there.key].level == 1
+    assert labels([here], replace(ALONE, foreign=demand_of([there], ALONE))) == ["2"], "it gives way"
+
+
+def test_what_would_be_late_by_the_last_chance_alone_is_told_as_in_time() -> None:
+    """At the admission quantile it is late, at the rungs' own it is not: others must not take it for lost."""
     wide = replace(ALONE, curve=StepCurve(((1, Cost(100.0, 400.0)),)))
     p90_s, p999_s = (Cost(400.0, 1600.0).quantile_ms(quantile) / 1000 for quantile in (0.9, 0.999))
     between_s = (p90_s + p999_s) / 2
-    plan = plan_queue([job(1, between_s)], wide)
-    assert plan[1].level == 0
-    assert demand_of(plan, wide) == [(between_s, pytest.approx(between_s * 1000))]
+    assert demand_of([job(1, between_s, rungs=1)], wide) == [(between_s, pytest.approx(between_s * 1000))]
 
 
 def test_foreign_work_that_is_a_little_late_is_waited_for() -> None:
@@ -260,8 +267,7 @@ def test_foreign_work_that_is_a_little_late_is_waited_for() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 9.0), min_size=1, max_size=40, unique=True))
 def test_no_more_is_told_than_fits_and_never_less_work_by_any_time(dues_s: list[float]) -> None:
-    plan = plan_queue([job(key, due_s, rungs=1) for key, due_s in enumerate(dues_s)], ALONE)
-    rows = demand_of(plan, ALONE)
+    rows = demand_of([job(key, due_s, rungs=1) for key, due_s in enumerate(dues_s)], ALONE)
     assert len(rows) <= DEMAND_BUCKETS
     assert rows == sorted(rows)
     for place, due_s in enumerate(sorted(dues_s), start=1):

@@ -88,12 +88,19 @@ def test_goodput_stays_below_the_bound() -> None:
     assert 0.5 * outcome.bound < outcome.tally.all.goodput <= outcome.bound * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("load", "policy"), [(0.3, "greedy"), (0.6, "headway"), (1.2, "greedy"), (1.2, "headway")])
-def test_kinds_that_share_a_device_keep_what_they_promise(load: float, policy: str) -> None:
-    """Steps take up to 40 ms, and what each has admitted and runs the others know half a millisecond later."""
+@pytest.mark.parametrize(
+    ("load", "policy", "least"),
+    [(0.3, "greedy", 0.8), (0.6, "headway", 0.45), (1.2, "greedy", 0.3), (1.2, "headway", 0.27)],
+)
+def test_kinds_that_share_a_device_keep_what_they_promise(load: float, policy: str, least: float) -> None:
+    """Steps take up to 40 ms, and what each has admitted and runs the others know half a millisecond later.
+
+    `least`: of goodput; it takes that none keeps newcomers elsewhere out by what it does better than it must.
+    """
     images, frames, texts = default_models(0.05)
     models = (images, frames, replace(texts, stride=1))
     shared = Cluster(dict.fromkeys(models, 2), noise=Noise(0.05), shared=True, policy=policy)
     counts = simulate(shared, steady_demand(load), 700, seed=2).tally.all
     assert counts.admitted > 100
-    assert counts.admitted - counts.in_time <= counts.admitted / 500
+    assert counts.admitted - counts.in_time <= max(1, counts.admitted // 500)
+    assert counts.goodput / counts.asked >= least
