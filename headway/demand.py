@@ -200,12 +200,15 @@ class Demand:
 
 
 def _backlog_ms(jobs: Sequence[Job], setting: Setting, horizon_s: float) -> float:
-    """Device time that is needed at least; of what has far more than a horizon left, the share that is due in one."""
+    """Device time that is needed at least; of what has far more than a horizon left, the share that is due in one.
+
+    Without others' work on the device: what they have is not what this worker's callers ask for, and each of several
+    workers that all made way for all of it would leave the device to nobody.
+    """
     own_ms = sum(
         _device_ms(job.options[-1].load, setting) * _pressing(job.due_s - setting.now_s, horizon_s) for job in jobs
     )
-    foreign_ms = sum(work_ms * _pressing(due_s - setting.now_s, horizon_s) for due_s, work_ms in setting.foreign)
-    return setting.busy_ms + own_ms * setting.scale.mean_ms + foreign_ms
+    return setting.busy_ms + own_ms * setting.scale.mean_ms
 
 
 def _pressing(left_s: float, horizon_s: float) -> float:
