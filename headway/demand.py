@@ -9,8 +9,9 @@ is to give them the share of the device that those before them asked for:
 The optimum of that relaxed program is a price: whoever makes more quality of a millisecond has it, whoever makes less
 has not. There is one for each priority's lowest rungs, and then one for what is above them, higher priorities first.
 
-All that is for work that commits the device (`Setting.commits`). A text, which gives way after every token, may have
-all that there is until others come.
+All that is for work that commits the device (`Setting.commits`), which a text does not: it gives way after every token,
+and may have all that there is until others come. And it is for a worker that has its device to itself. Of several that
+share one, each knows what is asked of it alone: their prices made all of them give way for nobody.
 """
 
 import bisect
@@ -168,6 +169,8 @@ class Demand:
     def __init__(self) -> None:
         self._arrivals: tuple[_Arrival, ...] = ()
         self._expected: _Expected | None = None
+        self._shared_s = -math.inf
+        """When others on the device last had something to do."""
 
     def arrived(self, job: Job, setting: Setting) -> None:
         """Takes in a request, whatever becomes of it. Mutates what is expected."""
@@ -188,11 +191,18 @@ class Demand:
         return prices is None or prices.least[job.priority].worth * (1 - _ALIKE) <= offer_of(job, setting).least_worth
 
     def _prices(self, jobs: Sequence[Job], setting: Setting, patience_s: float = 0.0) -> Prices | None:
-        """None: nothing is expected. Who has more patience than the horizon has time for a longer backlog."""
+        """None: nothing is expected, or others share the device.
+
+        Who has more patience than the horizon has time for a longer backlog.
+        """
         expected = self._expected if setting.commits else None
         if expected is not None and setting.now_s - expected.counted_s > _STALE * expected.horizon_s:
             expected = self._expected = _count(self._arrivals, setting.now_s)
         if expected is None:
+            return None
+        if setting.shared:
+            self._shared_s = setting.now_s
+        if setting.now_s - self._shared_s < expected.horizon_s:
             return None
         horizon_s = max(expected.horizon_s, patience_s)
         over = _backlog_ms(jobs, setting, horizon_s) / (1000 * horizon_s) - _CALM
@@ -200,15 +210,12 @@ class Demand:
 
 
 def _backlog_ms(jobs: Sequence[Job], setting: Setting, horizon_s: float) -> float:
-    """Device time that is needed at least; of what has far more than a horizon left, the share that is due in one.
-
-    Without others' work on the device: what they have is not what this worker's callers ask for, and each of several
-    workers that all made way for all of it would leave the device to nobody.
-    """
+    """Device time that is needed at least; of what has far more than a horizon left, the share that is due in one."""
     own_ms = sum(
         _device_ms(job.options[-1].load, setting) * _pressing(job.due_s - setting.now_s, horizon_s) for job in jobs
     )
-    return setting.busy_ms + own_ms * setting.scale.mean_ms
+    later_ms = sum(work_ms * _pressing(due_s - setting.now_s, horizon_s) for due_s, work_ms in setting.foreign)
+    return setting.busy_ms + own_ms * setting.scale.mean_ms + later_ms
 
 
 def _pressing(left_s: float, horizon_s: float) -> float:

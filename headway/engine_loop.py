@@ -178,8 +178,9 @@ class EngineLoop(Generic[W]):
 
     def _setting(self, now_s: float, *, others: int) -> Setting:
         """What is planned with; alone on the device, a caller may cut its deadline as fine as it likes."""
-        setting = self._scheduler.setting(now_s, self._device.others(), self._host.scale)
-        setting = replace(setting, busy_ms=self._foreign_busy_ms(now_s))
+        foreign = self._device.others()
+        setting = self._scheduler.setting(now_s, foreign, self._host.scale)
+        setting = replace(setting, busy_ms=self._foreign_busy_ms(now_s), shared=bool(foreign))
         return replace(setting, stall_ms=self._host.stall_ms) if others or setting.foreign else setting
 
     def _foreign_busy_ms(self, now_s: float) -> float:

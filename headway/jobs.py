@@ -41,6 +41,9 @@ class Setting:
     scale: Cost = ONE
     """How much slower or faster the host is now; common to all that is ahead."""
     foreign: Foreign = ()
+    """What is to be done beside these jobs: by others on the device, and later by this worker itself."""
+    shared: bool = False
+    """Whether others on the device have something to do."""
     busy_ms: float = 0.0
     """What is left of a step that runs now and that nothing stops: all that is planned begins behind it."""
     stall_ms: float = 0.0

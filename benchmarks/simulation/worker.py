@@ -153,7 +153,8 @@ class VirtualWorker:
         return [choice.job for choice in choices if choice is not None]
 
     def _setting(self, now_s: float, *, others: int) -> Setting:
-        setting = self._scheduler.setting(now_s, self._device.others(self.name), self._speed.scale)
+        foreign = self._device.others(self.name)
+        setting = replace(self._scheduler.setting(now_s, foreign, self._speed.scale), shared=bool(foreign))
         until_s = self._device.busy_until_s(self.name)
         if until_s is not None:
             setting = replace(setting, busy_ms=max(0.0, until_s - now_s) * 1000)

@@ -61,12 +61,24 @@ def test_a_slower_host_and_a_longer_backlog_leave_less() -> None:
     assert kept(demand, busy, job(-1, setting.now_s)) == ["2"]
     assert kept(demand, replace(busy, scale=Cost(3.0)), job(-1, setting.now_s)) == ["1"]
     assert kept(demand, replace(busy, busy_ms=1800.0), job(-1, setting.now_s)) == ["1"]
-    queue = [job(-2 - number, setting.now_s, deadline_s=2.0) for number in range(18)]
-    assert kept(demand, replace(busy, busy_ms=0.0), job(-1, setting.now_s), *queue)[0] == "1"
-    patient = [job(-2 - number, setting.now_s, deadline_s=800.0) for number in range(18)]
-    assert kept(demand, busy, job(-1, setting.now_s), *patient)[0] == "2", "what is due in ten minutes does not press"
-    others = replace(busy, foreign=((setting.now_s + 2, 1800.0),))
-    assert kept(demand, others, job(-1, setting.now_s)) == ["2"], "what others on the device have is their own"
+    later = replace(busy, busy_ms=0.0, foreign=((setting.now_s + 2, 1800.0),))
+    assert kept(demand, later, job(-1, setting.now_s)) == ["1"]
+    patient = replace(busy, foreign=((setting.now_s + 800, 1800.0),))
+    assert kept(demand, patient, job(-1, setting.now_s)) == ["2"], "what is due in ten minutes does not press"
+
+
+def test_a_worker_that_shares_its_device_has_no_prices() -> None:
+    """It does not know what is asked of the others. For a moment without others, nothing changes."""
+    demand, setting = arriving(12.0)
+    busy = replace(setting, busy_ms=900.0)
+    many = job(-1, setting.now_s, items=8)
+    assert kept(demand, busy, job(-1, setting.now_s)) == ["1"]
+    assert not demand.worth_keeping([], many, busy)
+    assert kept(demand, replace(busy, shared=True), job(-1, setting.now_s)) == ["4"]
+    assert kept(demand, busy, job(-1, setting.now_s)) == ["4"]
+    assert demand.worth_keeping([], many, busy)
+    alone = replace(busy, now_s=setting.now_s + DEADLINE_S)
+    assert kept(demand, alone, job(-1, alone.now_s)) == ["1"]
 
 
 def test_who_asks_for_much_gives_way_for_those_who_ask_for_little() -> None:
