@@ -265,15 +265,26 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
 
 
 async def _snapshots(loop: EngineLoop[Any], interval_s: float) -> AsyncIterator[Snapshot]:
-    """The state now, then after every change, at most every `interval_s` and at least every heartbeat."""
+    """The state now, then after every change, at most every `interval_s` and at least every heartbeat.
+
+    Where the same work only went on, which is what every watcher expects, the next report comes an interval later.
+    """
     while True:
-        changed = loop.changes()
-        yield loop.snapshot()
+        changed, told = loop.changes(), loop.snapshot()
+        yield told
         await asyncio.sleep(interval_s)
-        if not changed.is_set():
-            waiting = asyncio.ensure_future(changed.wait())
-            await asyncio.wait([waiting], timeout=_HEARTBEAT_S)
-            waiting.cancel()
+        if changed.is_set():
+            if _admitted(loop.snapshot()) == _admitted(told):
+                await asyncio.sleep(interval_s)
+            continue
+        waiting = asyncio.ensure_future(changed.wait())
+        await asyncio.wait([waiting], timeout=_HEARTBEAT_S)
+        waiting.cancel()
+
+
+def _admitted(snapshot: Snapshot) -> tuple[bool, set[int]]:
+    """What of a state nobody can foresee: whose work there is, and whether it is the last."""
+    return snapshot.draining, {choice.job.key for choice in snapshot.choices}
 
 
 def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:
