@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,7 +236,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if not 0 < interval_s <= _MOST_INTERVAL_S:
             raise BadInput("min_interval", f"must be above 0 and at most {_MOST_INTERVAL_S:g} s, not {interval_s:g} s")
         sequence = 0
-        async for snapshot in _snapshots(self._runtime.loop, interval_s):
+        async for snapshot in snapshots(self._runtime.loop, interval_s):
             sequence += 1
             yield self.state(snapshot, sequence)
 
@@ -264,7 +264,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         return state
 
 
-async def _snapshots(loop: EngineLoop[Any], interval_s: float) -> AsyncIterator[Snapshot]:
+async def snapshots(
+    loop: EngineLoop[Any], interval_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> AsyncIterator[Snapshot]:
     """The state now, then after every change, at most every `interval_s` and at least every heartbeat.
 
     Where the same work only went on, which is what every watcher expects, the next report comes an interval later.
@@ -272,10 +274,10 @@ async def _snapshots(loop: EngineLoop[Any], interval_s: float) -> AsyncIterator[
     while True:
         changed, told = loop.changes(), loop.snapshot()
         yield told
-        await asyncio.sleep(interval_s)
+        await sleep(interval_s)
         if changed.is_set():
             if _admitted(loop.snapshot()) == _admitted(told):
-                await asyncio.sleep(interval_s)
+                await sleep(interval_s)
             continue
         waiting = asyncio.ensure_future(changed.wait())
         await asyncio.wait([waiting], timeout=_HEARTBEAT_S)
