@@ -89,7 +89,9 @@ class EngineLoop(Generic[W]):
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        await asyncio.to_thread(self._thread.join)
+        while self._thread.is_alive():
+            self._device.hurry(self._clock())  # on a busy device a pulse may wait for a minute
+            await asyncio.to_thread(self._thread.join, _IDLE_WAIT_S)
 
     async def drain(self) -> int:
         """Takes nothing new and waits until all that is admitted is done. Returns how many that were."""
@@ -296,7 +298,7 @@ class EngineLoop(Generic[W]):
         assert self._pulse is not None
         with self._device.lease(due_s=self._clock() + _PULSE_PATIENCE_S, label="pulse"):
             with self._changed:
-                if self._works:
+                if self._works or self._stopping:
                     return
                 pulse_ms = self._pulse.predicted.scaled(self._host.scale).mean_ms
                 self._device.declare((), step_end_s=self._clock() + 2 * pulse_ms / 1000)

@@ -290,8 +290,8 @@ class MetricsEndpoint:
 async def watch_loop_lag(
     metrics: Metrics,
     *,
-    interval_s: float = 0.02,
-    kept: int = 3000,
+    interval_s: float = 0.1,
+    kept: int = 600,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Measures how late the running loop wakes a task, every `interval_s`, until cancelled.

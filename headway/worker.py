@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,7 +236,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if not 0 < interval_s <= _MOST_INTERVAL_S:
             raise BadInput("min_interval", f"must be above 0 and at most {_MOST_INTERVAL_S:g} s, not {interval_s:g} s")
         sequence = 0
-        async for snapshot in _snapshots(self._runtime.loop, interval_s):
+        async for snapshot in snapshots(self._runtime.loop, interval_s):
             sequence += 1
             yield self.state(snapshot, sequence)
 
@@ -264,16 +264,29 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         return state
 
 
-async def _snapshots(loop: EngineLoop[Any], interval_s: float) -> AsyncIterator[Snapshot]:
-    """The state now, then after every change, at most every `interval_s` and at least every heartbeat."""
+async def snapshots(
+    loop: EngineLoop[Any], interval_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> AsyncIterator[Snapshot]:
+    """The state now, then after every change, at most every `interval_s` and at least every heartbeat.
+
+    Where the same work only went on, which is what every watcher expects, the next report comes an interval later.
+    """
     while True:
-        changed = loop.changes()
-        yield loop.snapshot()
-        await asyncio.sleep(interval_s)
-        if not changed.is_set():
-            waiting = asyncio.ensure_future(changed.wait())
-            await asyncio.wait([waiting], timeout=_HEARTBEAT_S)
-            waiting.cancel()
+        changed, told = loop.changes(), loop.snapshot()
+        yield told
+        await sleep(interval_s)
+        if changed.is_set():
+            if _admitted(loop.snapshot()) == _admitted(told):
+                await sleep(interval_s)
+            continue
+        waiting = asyncio.ensure_future(changed.wait())
+        await asyncio.wait([waiting], timeout=_HEARTBEAT_S)
+        waiting.cancel()
+
+
+def _admitted(snapshot: Snapshot) -> tuple[bool, set[int]]:
+    """What of a state nobody can foresee: whose work there is, and whether it is the last."""
+    return snapshot.draining, {choice.job.key for choice in snapshot.choices}
 
 
 def _loads(snapshot: Snapshot) -> list[worker_pb2.Load]:

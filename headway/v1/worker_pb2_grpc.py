@@ -65,7 +65,8 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the state: the whole of it at once, then again after every change, at most every `min_interval`.
+        """Streams the state: the whole of it at once, then again after every change, at most every `min_interval`;
+        at most every second one while the same work goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

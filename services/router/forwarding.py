@@ -161,7 +161,7 @@ class Forwarder:
             options = onward(outgoing.budget, sent.sent_s, member.identity.metadata(tenant_of_call.get())).kwargs()
             call = sent.call = _open(member.channel, outgoing.method, attempts.raw, options)
             try:
-                async for message in _received(call, outgoing.method):
+                async for message in call if outgoing.method.streams else _one(call):
                     sent.admitted_s = sent.admitted_s or self._clock()
                     if attempt == 1:
                         yield message
@@ -219,12 +219,9 @@ def _open(channel: grpc.aio.Channel, method: Method, raw: bytes, options: dict[s
     return make(method.path)(raw, **options)
 
 
-async def _received(call: Any, method: Method) -> AsyncIterator[bytes]:
-    if not method.streams:
-        yield await call
-        return
-    async for message in call:
-        yield message
+async def _one(call: Any) -> AsyncIterator[bytes]:
+    """A unary answer as a stream."""
+    yield await call
 
 
 def _told(error: grpc.aio.AioRpcError, worker_id: str, *, begun: bool) -> HeadwayError | _NotBegun:

@@ -44,15 +44,17 @@ class Hedger:
         self._forwarder, self._quantile, self._metrics, self._clock = forwarder, quantile, metrics, clock
         self._throttle = RetryThrottle()
 
-    async def messages(self, outgoing: Outgoing, placements: Sequence[Placement]) -> AsyncGenerator[bytes, None]:
-        """As `Forwarder.messages`."""
+    def messages(self, outgoing: Outgoing, placements: Sequence[Placement]) -> AsyncGenerator[bytes, None]:
+        """As `Forwarder.messages`, and those themselves where nothing is hedged: a stream pays for each hand it goes
+        through."""
         if self._quantile is not None and outgoing.method.repeatable and len(placements) > 1:
-            after_s = placements[0].finish.quantile_ms(self._quantile) / 1000
-            yield await self._first_of_two(outgoing, placements, after_s)
-            return
-        async with aclosing(self._forwarder.messages(outgoing, placements)) as messages:
-            async for message in messages:
-                yield message
+            return self._hedged(outgoing, placements, placements[0].finish.quantile_ms(self._quantile) / 1000)
+        return self._forwarder.messages(outgoing, placements)
+
+    async def _hedged(
+        self, outgoing: Outgoing, placements: Sequence[Placement], after_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        yield await self._first_of_two(outgoing, placements, after_s)
 
     async def _first_of_two(self, outgoing: Outgoing, placements: Sequence[Placement], after_s: float) -> bytes:
         asked = set[str]()

@@ -54,7 +54,8 @@ class Ledger:
         """
         self.address, self.interval_s = address, interval_s
         self.description: Description | None = None
-        self.report: Report | None = None
+        self._report: Report | None = None
+        self._unread: Callable[[], Report] | None = None
         self.latency_ms: float | None = None
         """Moving average of how long answers took from here; None before the first."""
         self._clock, self._changed, self._may_leave = clock, changed, may_leave
@@ -62,6 +63,13 @@ class Ledger:
         self._sent: list[Sent] = []
         self._calls: list[Sent] = []
         self._view: View | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """The last one that came; None before the first."""
+        if self._unread is not None:
+            self._report, self._unread = self._unread(), None
+        return self._report
 
     def view(self) -> View | None:
         """Its state for a prediction; None before its first report."""
@@ -97,8 +105,16 @@ class Ledger:
 
     def reported(self, report: Report) -> None:
         """Takes over a report, which stands for all that was sent before it. Mutates the ledger."""
-        self.report = report
-        self._sent = [sent for sent in self._sent if not sent.known_to(report.received_s, self.interval_s)]
+        self.heard(report.received_s, lambda: report)
+
+    def heard(self, received_s: float, read: Callable[[], Report]) -> None:
+        """Takes over a report that came now. Mutates the ledger.
+
+        `read` is called when a request asks for it: reading costs more than all the rest, and a busy worker reports
+        more often than requests come.
+        """
+        self._unread = read
+        self._sent = [sent for sent in self._sent if not sent.known_to(received_s, self.interval_s)]
         self._view = None
 
     def answered(self, sent: Sent) -> None:

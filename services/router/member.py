@@ -12,7 +12,7 @@ from headway.upstream import Connection
 from headway.v1 import common_pb2, router_pb2, worker_pb2, worker_pb2_grpc
 from services.router.identity import ROUTER, Identity
 from services.router.ledger import REPORT_INTERVAL_S, Ledger
-from services.router.view import BadReport, View, read_description, read_report
+from services.router.view import BadReport, View, check_report, read_description, read_report
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ class Member(Ledger):
         assert self.description is not None
         if state.worker_id != self.description.worker_id:
             raise BadReport("another worker reports at its address")
-        report = read_report(state, self._clock())
-        self.reported(report)
-        draining = report.draining
-        self._become(router_pb2.WORKER_HEALTH_DRAINING if draining else router_pb2.WORKER_HEALTH_HEALTHY, "")
+        check_report(state)
+        received_s = self._clock()
+        self.heard(received_s, lambda: read_report(state, received_s))
+        self._become(router_pb2.WORKER_HEALTH_DRAINING if state.draining else router_pb2.WORKER_HEALTH_HEALTHY, "")
 
     def _lose(self, why: str) -> None:
         self._become(router_pb2.WORKER_HEALTH_LOST, why)

@@ -1,16 +1,17 @@
 """What is expected of a worker, and which expectation is best. Pure: no clock, no I/O, no randomness.
 
-The router predicts with the workers' own `predict_finish`: what they reported, what was sent to them since, and what
-others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise. Which workers
-are looked at at all, `policies` says.
+The router predicts as the workers do, with `headway.cost.play`: what they reported, what was sent to them since, and
+what others on the same device are to do. It ranks, it never refuses: the worker's yes or no is the promise. Which
+workers are looked at at all, `policies` says.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from headway.cost import ZERO, Cost, Foreign, Load, predict_finish
+from headway.cost import ZERO, Cost, Foreign, Load, ahead_ms, play
 from headway.errors import NoSuchRung
 from headway.quality import Rung, Wish, read_wish
 from headway.v1 import common_pb2
@@ -158,6 +159,11 @@ def _new_tokens(ask: Ask, rung: Rung, wish: Wish) -> int:
 
 def _finish(load: Load, view: View, asset: Asset, rung: Rung, foreign: Foreign) -> Cost:
     """When the load would finish among the worker's own, in the order of their deadlines."""
-    place = sum(1 for other in view.loads if other.due_s <= load.due_s)
+    place = bisect_right(view.loads, load.due_s, key=_due_s)
     loads = [*view.loads[:place], load, *view.loads[place:]]
-    return predict_finish(loads, view.report.curve(asset.hash, rung.label), view.report.max_batch, foreign)[place]
+    means_ms, vars_ms2 = play(loads, view.report.curve(asset.hash, rung.label), view.report.max_batch)
+    return Cost(means_ms[place] + ahead_ms(load.due_s, foreign), vars_ms2[place])
+
+
+def _due_s(load: Load) -> float:
+    return load.due_s

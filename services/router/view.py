@@ -109,15 +109,28 @@ def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind
     return Description(message.worker_id, message.kind, message.device_id, engine, assets, message.assets_version)
 
 
+def check_report(message: worker_pb2.WorkerState) -> None:
+    """Raises `BadReport` for costs that are no costs. Quick: most reports are never read, see `Ledger.heard`."""
+    _number("prefill_token_ms", message.prefill_token_ms)
+    for load in message.loads:
+        if not (0 <= load.setup_mean_ms < math.inf and 0 <= load.setup_var_ms2 < math.inf):
+            raise BadReport(f"its setup costs {load.setup_mean_ms} ms, with a variance of {load.setup_var_ms2} ms2")
+        if not -math.inf < load.due_in_ms < math.inf:
+            raise BadReport(f"its due_in_ms is {load.due_in_ms}")
+    for cost in message.step_costs:
+        if not (0 <= cost.mean_ms < math.inf and 0 <= cost.var_ms2 < math.inf):
+            raise BadReport(f"its step costs {cost.mean_ms} ms, with a variance of {cost.var_ms2} ms2")
+
+
 def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:
-    """Raises `BadReport` for costs that are no costs."""
+    """A report that was checked."""
     loads = sorted((_load(load, received_s) for load in message.loads), key=_due_s)
     return Report(
         received_s=received_s,
         loads=tuple(loads),
         curves=_curves(message.step_costs),
         max_batch=max(1, message.max_batch),
-        prefill_token_ms=_number("prefill_token_ms", message.prefill_token_ms),
+        prefill_token_ms=message.prefill_token_ms,
         in_flight=message.in_flight,
         backlog_ms=message.backlog_ms,
         draining=message.draining,
@@ -140,15 +153,14 @@ def _demand(loads: Sequence[Load], report: Report) -> tuple[tuple[float, float],
 
 
 def _load(message: worker_pb2.Load, received_s: float) -> Load:
-    setup = Cost(_number("setup_mean_ms", message.setup_mean_ms), _number("setup_var_ms2", message.setup_var_ms2))
-    due_s = received_s + _finite("due_in_ms", message.due_in_ms) / 1000
-    return Load(due_s, max(1, message.items), message.steps_left, setup)
+    setup = Cost(message.setup_mean_ms, message.setup_var_ms2)
+    return Load(received_s + message.due_in_ms / 1000, max(1, message.items), message.steps_left, setup)
 
 
 def _curves(costs: Iterable[worker_pb2.StepCost]) -> dict[tuple[str, str], StepCurve]:
     points: dict[tuple[str, str], dict[int, Cost]] = {}
     for cost in costs:
-        value = Cost(_number("mean_ms", cost.mean_ms), _number("var_ms2", cost.var_ms2))
+        value = Cost(cost.mean_ms, cost.var_ms2)
         points.setdefault((cost.asset_hash, cost.rung), {})[max(1, cost.batch)] = value
     return {key: StepCurve(tuple(sorted(sizes.items(), key=_first))) for key, sizes in points.items()}
 
@@ -163,12 +175,6 @@ def _rung(message: common_pb2.Rung) -> Rung:
     if measure is not None:
         figure[measure] = getattr(message, measure)
     return Rung(message.label, message.quality, **figure)
-
-
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise BadReport(f"its {name} is {value}")
-    return value
 
 
 def _number(name: str, value: float) -> float:

@@ -41,6 +41,11 @@ class Unhurried:
         self._device = device
         self._due_s = 0.0
 
+    @property
+    def soon(self) -> Soon:
+        """For a probe of a worker that starts again on a busy device, and serves nothing yet."""
+        return Soon(self._device)
+
     def begin(self) -> None:
         """A load begins."""
         self._due_s = time.monotonic() + _PATIENCE_S
@@ -108,9 +113,11 @@ class Loader:
             )
         return scene
 
-    def prepare(self, file: SceneFile, scene: Scene, known: Mapping[str, SceneCosts], progress: Progress) -> Prepared:
+    def prepare(
+        self, file: SceneFile, scene: Scene, known: Mapping[str, SceneCosts], progress: Progress, *, serving: bool
+    ) -> Prepared:
         """Ranks a scene, places it where it is drawn and measures what it costs; what card, cache or `known` (by hash)
-        say is not measured.
+        say is not measured. `serving`: all of it gives way to frames.
 
         `progress` is told on this thread. Raises BadInput for a card that is no good or a device that is too small,
         and Stopped.
@@ -126,7 +133,7 @@ class Loader:
         ranked = self._ranked(file, scene, card, told)
         loaded = LoadedScene(file.name, ranked, self._renderer.place(ranked.scene))
         told(CALIBRATE, 0.0)
-        return Prepared(loaded, known.get(loaded.hash) or self._costs(loaded))
+        return Prepared(loaded, known.get(loaded.hash) or self._costs(loaded, serving))
 
     def _ranked(self, file: SceneFile, scene: Scene, card: SceneCard | None, progress: Progress) -> RankedScene:
         """By its card where that was made for this very scene, else measured now or as cached."""
@@ -140,16 +147,16 @@ class Loader:
         device = self._device if self._renderer.device == "cpu" else None
         return Bench(Rasterizer(self._renderer.threads), device)
 
-    def _costs(self, scene: LoadedScene) -> SceneCosts:
+    def _costs(self, scene: LoadedScene, serving: bool) -> SceneCosts:
         with closing(self._make_renderer()) as renderer:
-            curves = self._calibrated(scene, renderer)
+            curves = self._calibrated(scene, renderer, self._device if serving else self._device.soon)
         found = costs.scene_costs(curves)
         for size in found.gang_sizes:
             share = 100 * found.side_by_side(size)
             log.info("scene %s: %d frames side by side take %.0f %% of in turn", scene.name, size, share)
         return found
 
-    def _calibrated(self, scene: LoadedScene, renderer: Renderer) -> Curves:
+    def _calibrated(self, scene: LoadedScene, renderer: Renderer, probed: Device) -> Curves:
         labels = ",".join(rung.label for rung in scene.ranked.ladder.rungs)
         encodings = ",".join(encoding.value for encoding in Encoding)
         built = (renderer.engine, renderer.build, scene.hash, str(renderer.threads))
@@ -157,5 +164,5 @@ class Loader:
             self._cache,
             key=("splat 2", *built, str(scene.ranked.home), labels, encodings),
             measure=partial(costs.measure, scene, renderer, self._device),
-            probe=partial(costs.probe, scene, renderer, Soon(self._device)),
+            probe=partial(costs.probe, scene, renderer, probed),
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -262,9 +263,8 @@ class Scenes:
             self._library.make_room(needed_bytes, file.name)
         is_known = scene.scene_id in self.costs
         told = asyncio.get_running_loop().call_soon_threadsafe
-        prepared = await self._in_thread(
-            self._loader.prepare, file, scene, dict(self.costs), lambda *step: told(load.tell, *step)
-        )
+        prepare = partial(self._loader.prepare, serving=serving)
+        prepared = await self._in_thread(prepare, file, scene, dict(self.costs), lambda *step: told(load.tell, *step))
         self._keep_costs(prepared.scene.hash, prepared.costs)
         # A first load also measures; what repeats is reading, and putting into the known order.
         reload_s = self._clock() - start_s if is_known else 2 * read_s

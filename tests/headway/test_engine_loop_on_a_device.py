@@ -13,9 +13,10 @@ from typing import ClassVar
 import pytest
 from sum_engine import Alone, Quiet, SteppedClock, Sum, SumEngine, SumScheduler, make, outcome
 
+from headway.cost import Cost
 from headway.deadline import Budget
 from headway.device import DeviceArbiter, DeviceClient, Lease
-from headway.engine import Batch
+from headway.engine import Batch, Pulse
 from headway.engine_loop import EngineLoop
 from headway.errors import Shed
 from headway.ticket import Finished
@@ -95,6 +96,51 @@ async def test_what_runs_is_decided_when_the_device_is_granted() -> None:
             device.free.set()
             await asyncio.gather(outcome(patient), outcome(urgent))
         assert engine.batches[0] == [urgent.key]
+
+
+async def test_a_stop_does_not_wait_for_a_busy_device(tmp_path: Path) -> None:
+    """A worker at rest waits for its pulse behind all real work; told to stop, it has the device next."""
+    async with DeviceArbiter(tmp_path / "s") as arbiter:
+        worker, holder, patient = [await asyncio.to_thread(DeviceClient, tmp_path / "s") for _ in range(3)]
+        pulse = Pulse(Cost(10.0), lambda: None)
+        loop = EngineLoop(
+            SumScheduler(10.0), SumEngine(), clock=time.monotonic, device=worker, observer=Quiet(), name="sum",
+            pulse=pulse,
+        )  # fmt: skip
+        stopped, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with holder.lease(due_s=0.0):
+                assert release.wait(60)
+
+        def wait_behind() -> bool:
+            with patient.lease(due_s=time.monotonic() + 30):  # before the pulse
+                return stopped.wait(60)
+
+        async def until(waiting: int) -> None:
+            while arbiter._queue.holder is None or arbiter._queue.waiting != waiting:  # noqa: ASYNC110  it sets no event
+                await asyncio.sleep(0.005)
+
+        def hurried() -> bool:
+            queue = arbiter._queue
+            return any(each.due_s <= time.monotonic() for each in queue._claims.values() if each is not queue.holder)
+
+        holding = asyncio.create_task(asyncio.to_thread(hold))
+        await until(0)
+        loop.start()
+        await until(1)
+        waiting = asyncio.create_task(asyncio.to_thread(wait_behind))
+        await until(2)
+        stopping = asyncio.create_task(loop.stop())
+        while not hurried():  # noqa: ASYNC110  it sets no event
+            await asyncio.sleep(0.005)
+        release.set()
+        await stopping
+        stopped.set()
+        assert await waiting
+        await holding
+        for client in (worker, holder, patient):
+            await asyncio.to_thread(client.close)
 
 
 class Exclusive(SumEngine):

@@ -62,3 +62,20 @@ def test_what_is_to_do_by_when_counts_reported_and_sent_work_alike() -> None:
     view = ledger.view()
     assert view is not None
     assert view.demand == ((now.s + 1, 20.0), (now.s + 2, 30.0))
+
+
+def test_only_reports_that_are_asked_for_are_read() -> None:
+    now, read = Now(), list[float]()
+    ledger = known(now, 0.05)
+    for _ in range(5):
+        now.s += 0.05
+
+        def reading(at_s: float = now.s) -> Report:
+            read.append(at_s)
+            return report(now, Load(at_s + 1, 1, 1))
+
+        ledger.heard(now.s, reading)
+    assert read == []
+    assert in_flight(ledger) == 1
+    assert ledger.queue_depth == 1
+    assert read == [now.s]

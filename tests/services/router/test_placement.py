@@ -17,7 +17,17 @@ from headway.v1 import common_pb2, worker_pb2
 from services.router.placement import Ask, InTime, Placement
 from services.router.policies import Placer, read_policy
 from services.router.roster import Roster
-from services.router.view import Asset, BadReport, Description, Report, View, make_view, read_description, read_report
+from services.router.view import (
+    Asset,
+    BadReport,
+    Description,
+    Report,
+    View,
+    check_report,
+    make_view,
+    read_description,
+    read_report,
+)
 
 NOW_S = 1000.0
 LADDER = Ladder((Rung("4", 1.0, nfe=4), Rung("2", 0.8, nfe=2), Rung("1", 0.5, nfe=1)))
@@ -195,18 +205,33 @@ def test_what_was_sent_since_the_report_counts_like_what_was_reported(before: li
 @given(st.binary(max_size=300))
 def test_garbage_reports_are_refused_or_read_but_never_break_placement(garbage: bytes) -> None:
     try:
-        report = read_report(worker_pb2.WorkerState.FromString(garbage), NOW_S)
+        message = worker_pb2.WorkerState.FromString(garbage)
+        check_report(message)
     except (DecodeError, BadReport):
         return
     description = Description("w", common_pb2.KIND_IMAGE, "", "", (Asset("digits", "h", LADDER),))
-    rank(ask(), [make_view("w", description, report, ())], NOW_S, 0.9)
+    rank(ask(), [make_view("w", description, read_report(message, NOW_S), ())], NOW_S, 0.9)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-def test_costs_that_are_no_costs_are_refused(value: float) -> None:
-    state = worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)])
+@pytest.mark.parametrize("where", ["step mean", "step variance", "setup mean", "setup variance", "prefill"])
+def test_costs_that_are_no_costs_are_refused(value: float, where: str) -> None:
+    state = {
+        "step mean": worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)]),
+        "step variance": worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=1, var_ms2=value)]),
+        "setup mean": worker_pb2.WorkerState(loads=[worker_pb2.Load(setup_mean_ms=value)]),
+        "setup variance": worker_pb2.WorkerState(loads=[worker_pb2.Load(setup_var_ms2=value)]),
+        "prefill": worker_pb2.WorkerState(prefill_token_ms=value),
+    }[where]
     with pytest.raises(BadReport):
-        read_report(state, NOW_S)
+        check_report(state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_work_that_is_due_at_no_time_is_refused_and_late_work_is_not(value: float) -> None:
+    check_report(worker_pb2.WorkerState(loads=[worker_pb2.Load(due_in_ms=-5.0)]))
+    with pytest.raises(BadReport):
+        check_report(worker_pb2.WorkerState(loads=[worker_pb2.Load(due_in_ms=value)]))
 
 
 def test_a_worker_of_another_kind_or_with_broken_ladders_is_refused() -> None:
