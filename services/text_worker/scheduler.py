@@ -83,10 +83,11 @@ class _Limits:
 
     def lets_wait(self, work: Sequence, start: int) -> bool:
         """Whether to leave `work` for blocks that are on their way to it, rather than to compute them."""
-        block, coming = next_block(work, start), work.coming
-        if block is None or coming is None or coming.until_s > self.wait_end_s:
+        coming = work.coming
+        if coming is None or coming.until_s > self.wait_end_s:
             return False
-        return coming.awaits(block, self.now_s)
+        block = next_block(work, start)
+        return block is not None and coming.awaits(block, self.now_s)
 
 
 class TextScheduler:
@@ -110,6 +111,7 @@ class TextScheduler:
         """
         self.costs, self._pool, self._planning, self._speculate = costs, pool, planning, speculate
         self._lengths = lengths or LengthModel()
+        self._share = pool.blocks / planning.max_batch  # blocks for each sequence of a full batch
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         """See `headway.engine.Scheduler`."""
@@ -120,8 +122,10 @@ class TextScheduler:
         ticket = work.ticket
         uncomputed = len(work.tokens) - self._reach(work)[0]
         prefill = self.costs.prefill_cost(uncomputed) if uncomputed > 1 else ZERO
-        full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
-        options = as_expected(options_of(work, prefill, self._share), work, self._lengths, full_ms)
+        options = options_of(work, prefill, self._share)
+        if len(options) > 1:
+            full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
+            options = as_expected(options, work, self._lengths, full_ms)
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
@@ -156,6 +160,9 @@ class TextScheduler:
         coming: set[bytes] = set()  # blocks that sequences before this one are about to compute
         for work in going[: self._planning.max_batch]:
             if work in room.evicted:
+                continue
+            if _ready(work) and room.holds_next(work):  # nearly always: nothing to find room for
+                parts.append(Part(work, work.kv.computed, 1, draws=True))
                 continue
             start, adopted = self._reach(work)
             decodes = len(work.tokens) - start == 1 and not adopted
@@ -248,15 +255,13 @@ class TextScheduler:
         adopted = self._pool.match(work.kv.chain.over(work.tokens))
         return min(len(adopted) * BLOCK_TOKENS, len(work.tokens) - 1), adopted
 
-    @property
-    def _share(self) -> float:
-        """Blocks for each sequence of a full batch."""
-        return self._pool.blocks / self._planning.max_batch
-
     def _ending(self, lanes: Several[Sequence], now_s: float, scale: Cost) -> tuple[Sequence, ...]:
-        decodes = sum(_ready(work) for work in lanes)
+        over = [work for work in lanes if work.over_floor]
+        if not over:
+            return ()
+        decodes = sum(map(_ready, lanes))
         end_s = now_s + self._bound_ms(self.costs.step_cost(max(1, decodes), 0), scale) / 1000
-        return tuple(work for work in lanes if work.over_floor and end_s > work.ticket.budget.due_s)
+        return tuple(work for work in over if end_s > work.ticket.budget.due_s)
 
     def _bound_ms(self, predicted: Cost, scale: Cost) -> float:
         step_ms = predicted.scaled(scale).quantile_ms(self._planning.admission_quantile)
@@ -318,16 +323,16 @@ def options_of(work: Sequence, prefill: Cost, share: float) -> tuple[Option, ...
     need more takes the place of several, so that no more is admitted than the cache can hold.
     """
     done, most = work.new_tokens, work.goals[0].tokens
-    totals = {goal.tokens for goal in work.goals if goal.tokens > done}
+    totals = [goal.tokens for goal in work.goals if goal.tokens > done]
     if work.over_floor:
-        totals |= {min(done + steps, most) for steps in (STRETCH_TOKENS, 1)}
+        totals = sorted({*totals, min(done + STRETCH_TOKENS, most), min(done + 1, most)}, reverse=True)
     due_s = work.ticket.budget.due_s
 
     def option(total: int) -> Option:
         lanes = math.ceil(blocks_of(work.prompt_tokens + total) / share)
         return Option(work.rung_at(total), Load(due_s, max(1, lanes), total - done, prefill))
 
-    return tuple(option(total) for total in sorted(totals, reverse=True))
+    return tuple(map(option, totals))
 
 
 def as_expected(
@@ -342,12 +347,16 @@ def as_expected(
     expected = reversed(lengths.left(work.prompt_tokens, work.new_tokens, wholes))
     least = wholes[0]
     found = [
-        replace(option, load=_shortened(option.load, steps, var_steps2 * step_ms**2, least))
+        _shortened(option, steps, var_steps2 * step_ms**2, least)
         for option, (steps, var_steps2) in zip(options[:-1], expected, strict=False)
     ]
     return (*found, options[-1])
 
 
-def _shortened(load: Load, steps: float, var_ms2: float, least: int) -> Load:
+def _shortened(option: Option, steps: float, var_ms2: float, least: int) -> Option:
+    load = option.load
     steps_left = min(load.steps_left, max(least, 2, math.ceil(steps - 1e-6)))
-    return replace(load, steps_left=steps_left, setup=load.setup + Cost(0.0, var_ms2))
+    if steps_left == load.steps_left and var_ms2 == 0.0:
+        return option
+    setup = Cost(load.setup.mean_ms, load.setup.var_ms2 + var_ms2)
+    return Option(option.rung, Load(load.due_s, load.items, steps_left, setup))
