@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
+from functools import partial
 
 from headway.cost import ZERO, Cost, Foreign, Load
 from headway.engine import Batch
@@ -16,7 +17,7 @@ from services.text_worker.lengths import LengthModel
 from services.text_worker.restored import next_block, restored_blocks
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
-from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, worth
+from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, least_chance, worth
 
 STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
 LEAST_CHUNK_TOKENS = 16
@@ -111,6 +112,7 @@ class TextScheduler:
         """
         self.costs, self._pool, self._planning, self._speculate = costs, pool, planning, speculate
         self._lengths = lengths or LengthModel()
+        self._least_chances: dict[int, float] = {}  # by decoding sequences; costs are as calibrated, and stay
         self._share = pool.blocks / planning.max_batch  # blocks for each sequence of a full batch
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
@@ -189,14 +191,16 @@ class TextScheduler:
         self, parts: list[Part], going: Several[Sequence], room: Room, now_s: float, scale: Cost
     ) -> list[Part]:
         """The parts, with the drafts that are worth their rows and put no admitted deadline in danger."""
-        drafted = [(place, self._drafts(part, room)) for place, part in enumerate(parts) if _may_draft(part)]
+        decodes, may = sum(map(_decodes, parts)), [place for place, part in enumerate(parts) if _may_draft(part)]
+        if not may or not self._may_pay([parts[place].sequence for place in may], decodes):
+            return parts  # before anything is looked for
+        drafted = [(place, self._drafts(parts[place], room)) for place in may]
         drafted = [(place, drafts) for place, drafts in drafted if drafts]
         if not drafted:
             return parts
-        decodes, prefill, restored = sum(map(_decodes, parts)), _prefill_of(parts), _restored_of(parts)
+        prefill, restored = _prefill_of(parts), _restored_of(parts)
 
-        def cost_ms(rows: int) -> float:
-            return self.costs.step_cost(decodes, 0, rows).mean_ms
+        cost_ms = partial(self._draft_cost_ms, decodes)
 
         def bound_ms(rows: int) -> float:
             return self._bound_ms(self.costs.step_cost(decodes, prefill, rows, restored), scale)
@@ -215,6 +219,18 @@ class TextScheduler:
         for (place, drafts), count in zip(drafted, counts, strict=True):
             parts[place] = replace(parts[place], drafts=drafts[:count])
         return parts
+
+    def _may_pay(self, works: Several[Sequence], decodes: int) -> bool:
+        """Whether drafts could be wanted for any of `works`, however many were found."""
+        if self._speculate == "lookup":
+            return True
+        if decodes not in self._least_chances:
+            cost_ms = partial(self._draft_cost_ms, decodes)
+            self._least_chances[decodes] = least_chance(decodes, cost_ms)
+        return max(work.acceptance.chance for work in works) > self._least_chances[decodes]
+
+    def _draft_cost_ms(self, decodes: int, rows: int) -> float:
+        return self.costs.step_cost(decodes, 0, rows).mean_ms
 
     def _drafts(self, part: Part, room: Room) -> tuple[int, ...]:
         """What may follow: no further than the answer goes, and than there are free blocks."""
