@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
+_LAST = (Finished, HeadwayError)
+"""A request's last event is one of these."""
+
 _IDLE_WAIT_S = 0.05
 _FIRST_PULSE_S, _LAST_PULSE_S = 0.25, 30.0
 """Pauses between two pulses of a worker at rest: from the first, doubled while it is steady, up to the last."""
@@ -182,8 +185,8 @@ class EngineLoop(Generic[W]):
         """What is planned with; alone on the device, a caller may cut its deadline as fine as it likes."""
         foreign = self._device.others()
         setting = self._scheduler.setting(now_s, foreign, self._host.scale)
-        setting = replace(setting, busy_ms=self._foreign_busy_ms(now_s), shared=bool(foreign))
-        return replace(setting, stall_ms=self._host.stall_ms) if others or setting.foreign else setting
+        stall_ms = self._host.stall_ms if others or setting.foreign else setting.stall_ms
+        return replace(setting, busy_ms=self._foreign_busy_ms(now_s), stall_ms=stall_ms, shared=bool(foreign))
 
     def _foreign_busy_ms(self, now_s: float) -> float:
         """What is left of the step that another worker runs on the device; one that is overdue may end any moment."""
@@ -376,7 +379,7 @@ class EngineLoop(Generic[W]):
 
     def _take_out(self, events: Sequence[tuple[Ticket, Event]]) -> None:
         for ticket, event in events:
-            if isinstance(event, Finished | HeadwayError) and ticket.key in self._works:
+            if isinstance(event, _LAST) and ticket.key in self._works:
                 if isinstance(event, Finished):
                     now_s = self._clock()
                     self._promises.kept(ticket, now_s)

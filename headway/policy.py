@@ -121,12 +121,11 @@ class Planned(Greedy):
 
 def _with_all_rungs(plan: QueuePlan, jobs: Sequence[Job]) -> QueuePlan:
     """A plan that was made without some jobs' best rungs, as one of the jobs as they are."""
-    whole = {job.key: job for job in jobs}
-    return {
-        key: replace(choice, job=job, level=choice.level + len(job.options) - len(choice.job.options))
-        for key, choice in plan.items()
-        for job in (whole[key],)
-    }
+    return {**plan, **{job.key: _with_all(plan[job.key], job) for job in jobs if plan[job.key].job is not job}}
+
+
+def _with_all(choice: Choice, job: Job) -> Choice:
+    return replace(choice, job=job, level=choice.level + len(job.options) - len(choice.job.options))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,10 @@ def draw(logits: Tensor, samplers: Several[Sampler]) -> list[Drawn]:
         scaled = (shaped[noisy] - largest[noisy, None]) / temperatures
         for row, weights in zip(noisy, scaled.exp_().numpy(), strict=True):
             tokens[row] = _drawn(weights, samplers[row])
-    return [_told(logits[row], sampler.sampling, tokens[row]) for row, sampler in enumerate(samplers)]
+    return [
+        Drawn(token) if sampler.sampling.logprobs is None else _told(logits[row], sampler.sampling.logprobs, token)
+        for row, (token, sampler) in enumerate(zip(tokens, samplers, strict=True))
+    ]
 
 
 def choose(logits: Tensor, samplings: Several[Sampling], positions: Several[int]) -> list[int]:
@@ -121,9 +124,7 @@ def _least_of(ranked: Floats, total: float, sampling: Sampling) -> float:
     return least
 
 
-def _told(logits: Tensor, sampling: Sampling, token: int) -> Drawn:
-    if sampling.logprobs is None:
-        return Drawn(token)
+def _told(logits: Tensor, likeliest: int, token: int) -> Drawn:
     logprobs = logits.log_softmax(dim=-1)  # [vocab]
-    top = logprobs.topk(min(sampling.logprobs, len(logprobs)))
+    top = logprobs.topk(min(likeliest, len(logprobs)))
     return Drawn(token, float(logprobs[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))

@@ -162,7 +162,8 @@ def _planned_end(ticket: Ticket) -> bool:
 def _span(part: Part) -> Span:
     sequence = part.sequence
     tokens = sequence.tokens[part.start : part.start + part.count]
-    return Span(sequence.kv.blocks, part.start, [*tokens, *part.drafts], wanted=1 + len(part.drafts))
+    tokens += part.drafts
+    return Span(sequence.kv.blocks, part.start, tokens, wanted=1 + len(part.drafts))
 
 
 def drawn_tokens(parts: Several[Part], logits: Tensor) -> list[tuple[Drawn, ...]]:
@@ -170,12 +171,25 @@ def drawn_tokens(parts: Several[Part], logits: Tensor) -> list[tuple[Drawn, ...]
 
     logits: fp32 [wanted, vocab], a row for the newest token of each part and one for each of its drafts.
     """
+    if not any(part.drafts for part in parts):  # nearly always
+        return _drawn_singly(parts, logits)
     wanted = [(part, ahead) for part in parts for ahead in range(1 + len(part.drafts))]
     rows = [row for row, (part, _) in enumerate(wanted) if part.draws]
     samplers = [part.sequence.sampler.ahead(ahead) for part, ahead in (wanted[row] for row in rows)]
-    # Nearly always all of them are drawn for, and the largest tensor of a step need not be copied.
-    drawn = iter(draw(logits if len(rows) == len(wanted) else logits[rows], samplers))
+    drawn = iter(draw(_rows_of(logits, rows), samplers))
     return [_accepted(part, list(islice(drawn, 1 + len(part.drafts)))) if part.draws else () for part in parts]
+
+
+def _drawn_singly(parts: Several[Part], logits: Tensor) -> list[tuple[Drawn, ...]]:
+    """`drawn_tokens` where nobody has drafts: a row for each part, and at most one token."""
+    rows = [row for row, part in enumerate(parts) if part.draws]
+    drawn = iter(draw(_rows_of(logits, rows), [parts[row].sequence.sampler for row in rows]))
+    return [(next(drawn),) if part.draws else () for part in parts]
+
+
+def _rows_of(logits: Tensor, rows: list[int]) -> Tensor:
+    """Nearly always all of them are drawn for, and the largest tensor of a step need not be copied."""
+    return logits if len(rows) == len(logits) else logits[rows]
 
 
 def _accepted(part: Part, drawn: Several[Drawn]) -> tuple[Drawn, ...]:

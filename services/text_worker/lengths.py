@@ -6,7 +6,7 @@ tokens that they had (the life-table estimate of Cutler and Ederer, 1958). What 
 tokens that it has. Without evidence every text takes all its tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _SPANS = 21
@@ -99,10 +99,12 @@ def _span(tokens: int) -> int:
     return min(tokens.bit_length(), _SPANS - 1)
 
 
-def _spans_between(first: int, last: int) -> Iterator[tuple[int, int, int]]:
+def _spans_between(first: int, last: int) -> list[tuple[int, int, int]]:
     """(span, first, last) of the pieces of the positions from `first` up to `last`, which is not in it."""
+    found = []
     while first < last:
         span = _span(first)
         end = last if span == _SPANS - 1 else min(last, 1 << span)
-        yield span, first, end
+        found.append((span, first, end))
         first = end
+    return found

@@ -14,11 +14,16 @@ class Room:
     def __init__(self, pool: BlockPool, works: Several[Sequence]) -> None:
         """`works` come most urgent first; the least urgent that hold blocks leave when earlier ones need them."""
         self._pool, self._free = pool, pool.available
-        self._places = {work.ticket.key: place for place, work in enumerate(works)}
+        self._works = works
         self._holders = [work for work in works if work.kv.blocks]
         self._adopted: set[int] = set()
         self._leaving: set[int] = set()
         self.evicted: list[Sequence] = []
+
+    def holds_next(self, work: Sequence) -> bool:
+        """Whether the next token is written into a block that is the sequence's own: there is room, none is taken."""
+        place, blocks = work.kv.computed // BLOCK_TOKENS, work.kv.blocks
+        return place < len(blocks) and self._pool.owned(blocks[place])
 
     def fit(self, work: Sequence, start: int, count: int, adopted: tuple[int, ...], spare: int) -> int:
         """How many of `count` tokens from `start` on have room, when less urgent sequences leave where need be.
@@ -65,7 +70,7 @@ class Room:
 
     def _evict_for(self, work: Sequence) -> bool:
         """The least urgent holder leaves, unless it is `work` or one before it."""
-        if not self._holders or self._place(self._holders[-1]) <= self._place(work):
+        if not self._holders or self._works.index(self._holders[-1]) <= self._works.index(work):
             return False
         victim = self._holders.pop()
         freed = {block for block in victim.kv.blocks if block not in self._adopted and self._pool.lone([block])}
@@ -73,6 +78,3 @@ class Room:
         self._leaving |= freed
         self.evicted.append(victim)
         return True
-
-    def _place(self, work: Sequence) -> int:
-        return self._places[work.ticket.key]

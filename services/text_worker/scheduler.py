@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
+from functools import partial
 
 from headway.cost import ZERO, Cost, Foreign, Load
 from headway.engine import Batch
@@ -16,7 +17,7 @@ from services.text_worker.lengths import LengthModel
 from services.text_worker.restored import next_block, restored_blocks
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
-from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, worth
+from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, least_chance, worth
 
 STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
 LEAST_CHUNK_TOKENS = 16
@@ -83,10 +84,11 @@ class _Limits:
 
     def lets_wait(self, work: Sequence, start: int) -> bool:
         """Whether to leave `work` for blocks that are on their way to it, rather than to compute them."""
-        block, coming = next_block(work, start), work.coming
-        if block is None or coming is None or coming.until_s > self.wait_end_s:
+        coming = work.coming
+        if coming is None or coming.until_s > self.wait_end_s:
             return False
-        return coming.awaits(block, self.now_s)
+        block = next_block(work, start)
+        return block is not None and coming.awaits(block, self.now_s)
 
 
 class TextScheduler:
@@ -110,6 +112,8 @@ class TextScheduler:
         """
         self.costs, self._pool, self._planning, self._speculate = costs, pool, planning, speculate
         self._lengths = lengths or LengthModel()
+        self._least_chances: dict[int, float] = {}  # by decoding sequences; costs are as calibrated, and stay
+        self._share = pool.blocks / planning.max_batch  # blocks for each sequence of a full batch
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         """See `headway.engine.Scheduler`."""
@@ -120,8 +124,10 @@ class TextScheduler:
         ticket = work.ticket
         uncomputed = len(work.tokens) - self._reach(work)[0]
         prefill = self.costs.prefill_cost(uncomputed) if uncomputed > 1 else ZERO
-        full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
-        options = as_expected(options_of(work, prefill, self._share), work, self._lengths, full_ms)
+        options = options_of(work, prefill, self._share)
+        if len(options) > 1:
+            full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
+            options = as_expected(options, work, self._lengths, full_ms)
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
@@ -157,6 +163,9 @@ class TextScheduler:
         for work in going[: self._planning.max_batch]:
             if work in room.evicted:
                 continue
+            if _ready(work) and room.holds_next(work):  # nearly always: nothing to find room for
+                parts.append(Part(work, work.kv.computed, 1, draws=True))
+                continue
             start, adopted = self._reach(work)
             decodes = len(work.tokens) - start == 1 and not adopted
             restored = restored_blocks(work, start, left)
@@ -182,14 +191,16 @@ class TextScheduler:
         self, parts: list[Part], going: Several[Sequence], room: Room, now_s: float, scale: Cost
     ) -> list[Part]:
         """The parts, with the drafts that are worth their rows and put no admitted deadline in danger."""
-        drafted = [(place, self._drafts(part, room)) for place, part in enumerate(parts) if _may_draft(part)]
+        decodes, may = sum(map(_decodes, parts)), [place for place, part in enumerate(parts) if _may_draft(part)]
+        if not may or not self._may_pay([parts[place].sequence for place in may], decodes):
+            return parts  # before anything is looked for
+        drafted = [(place, self._drafts(parts[place], room)) for place in may]
         drafted = [(place, drafts) for place, drafts in drafted if drafts]
         if not drafted:
             return parts
-        decodes, prefill, restored = sum(map(_decodes, parts)), _prefill_of(parts), _restored_of(parts)
+        prefill, restored = _prefill_of(parts), _restored_of(parts)
 
-        def cost_ms(rows: int) -> float:
-            return self.costs.step_cost(decodes, 0, rows).mean_ms
+        cost_ms = partial(self._draft_cost_ms, decodes)
 
         def bound_ms(rows: int) -> float:
             return self._bound_ms(self.costs.step_cost(decodes, prefill, rows, restored), scale)
@@ -208,6 +219,18 @@ class TextScheduler:
         for (place, drafts), count in zip(drafted, counts, strict=True):
             parts[place] = replace(parts[place], drafts=drafts[:count])
         return parts
+
+    def _may_pay(self, works: Several[Sequence], decodes: int) -> bool:
+        """Whether drafts could be wanted for any of `works`, however many were found."""
+        if self._speculate == "lookup":
+            return True
+        if decodes not in self._least_chances:
+            cost_ms = partial(self._draft_cost_ms, decodes)
+            self._least_chances[decodes] = least_chance(decodes, cost_ms)
+        return max(work.acceptance.chance for work in works) > self._least_chances[decodes]
+
+    def _draft_cost_ms(self, decodes: int, rows: int) -> float:
+        return self.costs.step_cost(decodes, 0, rows).mean_ms
 
     def _drafts(self, part: Part, room: Room) -> tuple[int, ...]:
         """What may follow: no further than the answer goes, and than there are free blocks."""
@@ -248,15 +271,13 @@ class TextScheduler:
         adopted = self._pool.match(work.kv.chain.over(work.tokens))
         return min(len(adopted) * BLOCK_TOKENS, len(work.tokens) - 1), adopted
 
-    @property
-    def _share(self) -> float:
-        """Blocks for each sequence of a full batch."""
-        return self._pool.blocks / self._planning.max_batch
-
     def _ending(self, lanes: Several[Sequence], now_s: float, scale: Cost) -> tuple[Sequence, ...]:
-        decodes = sum(_ready(work) for work in lanes)
+        over = [work for work in lanes if work.over_floor]
+        if not over:
+            return ()
+        decodes = sum(map(_ready, lanes))
         end_s = now_s + self._bound_ms(self.costs.step_cost(max(1, decodes), 0), scale) / 1000
-        return tuple(work for work in lanes if work.over_floor and end_s > work.ticket.budget.due_s)
+        return tuple(work for work in over if end_s > work.ticket.budget.due_s)
 
     def _bound_ms(self, predicted: Cost, scale: Cost) -> float:
         step_ms = predicted.scaled(scale).quantile_ms(self._planning.admission_quantile)
@@ -318,16 +339,16 @@ def options_of(work: Sequence, prefill: Cost, share: float) -> tuple[Option, ...
     need more takes the place of several, so that no more is admitted than the cache can hold.
     """
     done, most = work.new_tokens, work.goals[0].tokens
-    totals = {goal.tokens for goal in work.goals if goal.tokens > done}
+    totals = [goal.tokens for goal in work.goals if goal.tokens > done]
     if work.over_floor:
-        totals |= {min(done + steps, most) for steps in (STRETCH_TOKENS, 1)}
+        totals = sorted({*totals, min(done + STRETCH_TOKENS, most), min(done + 1, most)}, reverse=True)
     due_s = work.ticket.budget.due_s
 
     def option(total: int) -> Option:
         lanes = math.ceil(blocks_of(work.prompt_tokens + total) / share)
         return Option(work.rung_at(total), Load(due_s, max(1, lanes), total - done, prefill))
 
-    return tuple(option(total) for total in sorted(totals, reverse=True))
+    return tuple(map(option, totals))
 
 
 def as_expected(
@@ -342,12 +363,16 @@ def as_expected(
     expected = reversed(lengths.left(work.prompt_tokens, work.new_tokens, wholes))
     least = wholes[0]
     found = [
-        replace(option, load=_shortened(option.load, steps, var_steps2 * step_ms**2, least))
+        _shortened(option, steps, var_steps2 * step_ms**2, least)
         for option, (steps, var_steps2) in zip(options[:-1], expected, strict=False)
     ]
     return (*found, options[-1])
 
 
-def _shortened(load: Load, steps: float, var_ms2: float, least: int) -> Load:
+def _shortened(option: Option, steps: float, var_ms2: float, least: int) -> Option:
+    load = option.load
     steps_left = min(load.steps_left, max(least, 2, math.ceil(steps - 1e-6)))
-    return replace(load, steps_left=steps_left, setup=load.setup + Cost(0.0, var_ms2))
+    if steps_left == load.steps_left and var_ms2 == 0.0:
+        return option
+    setup = Cost(load.setup.mean_ms, load.setup.var_ms2 + var_ms2)
+    return Option(option.rung, Load(load.due_s, load.items, steps_left, setup))

@@ -115,7 +115,10 @@ class Sequence:
     def rung_at(self, tokens: int) -> Rung:
         """The best rung that `tokens` new tokens reach (the lowest allowed one before that), with their own quality."""
         rung = next((goal.rung for goal in self.goals if goal.tokens <= tokens), self.goals[-1].rung)
-        return replace(rung, quality=min(1.0, tokens / self.max_tokens))
+        quality = min(1.0, tokens / self.max_tokens)
+        if rung.quality == quality:  # a goal's own has it already
+            return rung
+        return Rung(rung.label, quality, token_share=rung.token_share)
 
 
 @dataclass(frozen=True, slots=True)

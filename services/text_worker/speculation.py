@@ -19,6 +19,7 @@ NGRAMS = (4, 2)
 """So many last tokens are looked for, the longer run first."""
 MOST_INDEXED = 16_384
 """Tokens of one sequence that are remembered at most, the newest; so memory is bounded whatever the context."""
+_ROUNDING = 1e-9
 
 
 class Lookup:
@@ -88,6 +89,16 @@ class Candidate:
     """How much longer the step may take for them, so that nobody's deadline is in danger."""
 
 
+def least_chance(decodes: int, cost_ms: Callable[[int], float]) -> float:
+    """The chance that the likeliest draft must be over for any number of drafts to bring more tokens a millisecond.
+
+    See `worth`. So many rows bring at most that chance each, and that many sequences get a token without them.
+    """
+    plain_ms = cost_ms(0)
+    most = decodes * MOST_DRAFTS
+    return min((cost_ms(rows) / plain_ms - 1) * decodes / rows for rows in range(1, most + 1)) - _ROUNDING
+
+
 def worth(
     candidates: Several[Candidate],
     decodes: int,
@@ -108,10 +119,10 @@ def worth(
         for depth in range(1, len(candidate.drafts) + 1)
     )
     taken, tokens, patience_ms = 0, float(decodes), float("inf")
-    best_rate = tokens / cost_ms(0)
+    best_rate, plain_bound_ms = tokens / cost_ms(0), bound_ms(0)
     for count, (gain, place) in enumerate(rows, start=1):
         patience_ms = min(patience_ms, candidates[place].patience_ms)
-        if bound_ms(count) - bound_ms(0) > patience_ms:
+        if bound_ms(count) - plain_bound_ms > patience_ms:
             break
         tokens -= gain
         rate = tokens / cost_ms(count)

@@ -37,9 +37,9 @@ class TextTokenizer:
             raise ValueError("messages: this model has no chat template")
         return self.encode(self.template.render(messages), special=False)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """Text of the ids, special tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 
@@ -115,8 +115,9 @@ class Detokenizer:
         return delta
 
     def _pending(self) -> str:
-        before = self._tokenizer.decode(self._ids[self._context : self._given])
-        return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
+        ids, decode = self._ids[self._context :], self._tokenizer.decode
+        before = decode(ids[: self._given - self._context])
+        return decode(ids)[len(before) :]
 
 
 class StopStrings:
@@ -129,8 +130,8 @@ class StopStrings:
 
     def push(self, delta: str) -> str:
         """The text that is safe to give out; once a stop was met `stopped` is set and nothing more comes."""
-        if self.stopped:
-            return ""
+        if not self._stops or self.stopped:
+            return "" if self.stopped else delta
         text = self._held + delta
         met = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
         if met:  # the stop that is complete first, so that how the text was cut into deltas does not matter

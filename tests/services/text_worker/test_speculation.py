@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.text_worker.speculation import MOST_INDEXED, NGRAMS, Acceptance, Candidate, Lookup, worth
+from services.text_worker.speculation import MOST_INDEXED, NGRAMS, Acceptance, Candidate, Lookup, least_chance, worth
 
 
 def test_what_followed_the_same_tokens_last_is_drafted() -> None:
@@ -119,3 +119,23 @@ def test_drafts_never_outlast_the_patience_of_those_that_take_any(
     taken = [candidate for candidate, count in zip(candidates, counts, strict=True) if count]
     assert sum(counts) <= min((candidate.patience_ms for candidate in taken), default=0)
     assert all(count <= len(candidate.drafts) for candidate, count in zip(candidates, counts, strict=True))
+
+
+@given(CANDIDATES, st.integers(0, 3), st.floats(0.1, 5), st.floats(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_where_no_chance_is_large_enough_nothing_is_wanted(
+    rows: list[tuple[int, float, float]], others: int, first_ms: float, row_ms: float
+) -> None:
+    ms, decodes = linear(first_ms, row_ms).__getitem__, len(rows) + others
+    least = least_chance(decodes, ms)
+    candidates = [Candidate((0,) * count, min(chance, least), 1e9) for count, chance, _ in rows]
+    if least >= 0:
+        assert not any(worth(candidates, decodes, ms, ms, at_any_cost=False))
+
+
+def test_the_least_chance_is_that_of_the_cheapest_row() -> None:
+    ms = linear(4.0, 1.0).__getitem__  # a row more costs a quarter of a step
+    assert least_chance(2, ms) == pytest.approx(0.5)
+    sure = Candidate((1,), 0.51, 1e9)
+    assert worth([sure], 2, ms, ms, at_any_cost=False) == [1]
+    assert worth([Candidate((1,), 0.49, 1e9)], 2, ms, ms, at_any_cost=False) == [0]
