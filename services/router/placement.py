@@ -7,10 +7,10 @@ are looked at at all, `policies` says.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from headway.cost import ZERO, Cost, Foreign, Load, predict_finish
+from headway.cost import ZERO, Cost, Foreign, Load, play, predict_finish
 from headway.errors import NoSuchRung
 from headway.quality import Rung, Wish, read_wish
 from headway.v1 import common_pb2
@@ -73,6 +73,8 @@ class Placement:
     finish: Cost
     """From now."""
     in_time: InTime
+    delay_ms: float = 0.0
+    """How much later its other requests would be finished for what it computes though another has it; summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +94,31 @@ def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: fl
     Raises `BadInput` for a bad service level, and `NoSuchRung` when that is why none is left.
     """
     placements, refusal = [], None
+    most_held = max((candidate.held_bytes for candidate in candidates), default=0)
     for candidate in candidates:
         try:
             wish = read_wish(ask.level, candidate.asset.ladder, ask.kind)
         except NoSuchRung as error:
             refusal = error
             continue
-        placements.append(_place(ask, candidate, wish, now_s, quantile))
+        placement = _place(ask, candidate, wish, now_s, quantile)
+        if candidate.held_bytes < most_held:
+            placement = replace(placement, delay_ms=_delay_ms(placement, _uncached_tokens(ask, most_held)))
+        placements.append(placement)
     if refusal is not None and not placements:
         raise refusal
     return placements
 
 
 def best_first(placements: Sequence[Placement], quantile: float) -> list[Placement]:
-    """In time, then highest quality, then earliest finish, then fewest in flight."""
+    """In time, then highest quality, then least time waited by it and by all that it delays, then fewest in flight."""
     return sorted(placements, key=lambda placement: _order(placement, quantile))
 
 
 def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
-    finish_ms = round(placement.finish.quantile_ms(quantile), 3)
+    waited_ms = round(placement.finish.quantile_ms(quantile) + placement.delay_ms, 3)
     view = placement.view
-    return placement.in_time, -placement.rung.quality, finish_ms, view.in_flight, view.address
+    return placement.in_time, -placement.rung.quality, waited_ms, view.in_flight, view.address
 
 
 def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
@@ -158,6 +164,30 @@ def _new_tokens(ask: Ask, rung: Rung, wish: Wish) -> int:
 
 def _finish(load: Load, view: View, asset: Asset, rung: Rung, foreign: Foreign) -> Cost:
     """When the load would finish among the worker's own, in the order of their deadlines."""
-    place = sum(1 for other in view.loads if other.due_s <= load.due_s)
-    loads = [*view.loads[:place], load, *view.loads[place:]]
+    loads, place = _among(load, view)
     return predict_finish(loads, view.report.curve(asset.hash, rung.label), view.report.max_batch, foreign)[place]
+
+
+def _delay_ms(placement: Placement, least_tokens: int) -> float:
+    """What the worker's other texts wait, summed, because more of the prompt is computed there than `least_tokens`.
+
+    A prefill holds up every text that is written beside it, and all that are due later.
+    """
+    load, view = placement.load, placement.view
+    least = replace(load, setup=Cost(least_tokens * view.report.prefill_token_ms))
+    return max(0.0, _others_ms(load, placement) - _others_ms(least, placement))
+
+
+def _others_ms(load: Load, placement: Placement) -> float:
+    """When the worker's others would be finished beside the load, summed."""
+    view = placement.view
+    loads, place = _among(load, view)
+    curve = view.report.curve(placement.asset.hash, placement.rung.label)
+    means_ms, _ = play(loads, curve, view.report.max_batch)
+    return sum(means_ms) - means_ms[place]
+
+
+def _among(load: Load, view: View) -> tuple[list[Load], int]:
+    """The worker's loads with this one, by deadline, and its place."""
+    place = sum(1 for other in view.loads if other.due_s <= load.due_s)
+    return [*view.loads[:place], load, *view.loads[place:]], place

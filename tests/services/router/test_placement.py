@@ -14,7 +14,7 @@ from headway.errors import BadInput, NoSuchRung, NotFound
 from headway.quality import Ladder, Rung
 from headway.requests import service_level
 from headway.v1 import common_pb2, worker_pb2
-from services.router.placement import Ask, InTime, Placement
+from services.router.placement import Ask, Candidate, InTime, Placement, best_first, expect
 from services.router.policies import Placer, read_policy
 from services.router.roster import Roster
 from services.router.view import Asset, BadReport, Description, Report, View, make_view, read_description, read_report
@@ -145,6 +145,36 @@ def test_texts_cost_their_prompt_and_their_tokens() -> None:
     assert placed(100, 240) == ("50%", 170.0)
     assert placed(100, 360) == ("floor", 196.0)
     assert placed(10, 380) == ("100%", 200.0)
+
+
+def test_who_holds_up_others_less_comes_before_who_would_be_done_a_little_earlier() -> None:
+    """Of a prompt that one worker has cached, the other would compute the whole while its other texts wait."""
+    description = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", LADDER),))
+    ladder = Ladder((Rung("100%", 1.0, token_share=1.0),))
+    curves = {("", ""): StepCurve(((1, Cost(1.0)), (8, Cost(2.0))))}
+
+    def text_worker(name: str, queued: int) -> Candidate:
+        loads = tuple(Load(NOW_S + 1, 1, 10) for _ in range(queued))
+        report = Report(NOW_S, loads, curves, 8, 0.1, queued, 0.0, False)
+        asset = Asset("model", "hash", ladder)
+        return Candidate(make_view(name, description, report, ()), asset, (), 400 if name == "holder" else 0)
+
+    text = Ask(
+        common_pb2.KIND_TEXT, "model", "", common_pb2.ServiceLevel(), NOW_S, NOW_S + 9,
+        tokens=10, prompt_tokens=100, bytes_per_token=4,
+    )  # fmt: skip
+
+    def first(holders_queue: int, others_queue: int) -> str:
+        candidates = [text_worker("holder", holders_queue), text_worker("other", others_queue)]
+        return best_first(expect(text, candidates, NOW_S, 0.9), 0.9)[0].view.address
+
+    holder, other = expect(text, [text_worker("holder", 16), text_worker("other", 3)], NOW_S, 0.9)
+    assert other.finish.mean_ms < holder.finish.mean_ms
+    assert other.delay_ms == pytest.approx(3 * 9.9)  # each of the three waits for all tokens but the last
+    assert holder.delay_ms == 0.0
+    assert first(16, 3) == "holder"
+    assert first(16, 0) == "other"  # nobody waits there
+    assert first(40, 3) == "other"
 
 
 loads = st.builds(
