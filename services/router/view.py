@@ -55,6 +55,8 @@ class Report:
     in_flight: int
     backlog_ms: float
     draining: bool
+    kept_kv_ms: float | None = None
+    """How long what nobody uses stays in its KV cache; None while all does."""
 
     def curve(self, asset_hash: str, label: str) -> StepCurve:
         """The costs of a step for this asset and rung, or the nearest that the worker reports."""
@@ -121,6 +123,7 @@ def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:
         in_flight=message.in_flight,
         backlog_ms=message.backlog_ms,
         draining=message.draining,
+        kept_kv_ms=_number("kept_kv_ms", message.kept_kv_ms) if message.HasField("kept_kv_ms") else None,
     )
 
 
