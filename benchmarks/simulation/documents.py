@@ -105,6 +105,11 @@ class DocumentModel:
         """As the real worker reports it."""
         return self.costs.prefill.at(self.costs.chunk_tokens).mean_ms / self.costs.chunk_tokens
 
+    @property
+    def kept_kv_ms(self) -> float | None:
+        """The same."""
+        return None if self.store.pool.kept_s is None else self.store.pool.kept_s * 1000
+
     def scheduler(self) -> TextScheduler:
         planning = Setting(
             0.0, self.costs.decode, self.max_batch,
@@ -205,7 +210,8 @@ class _Loop:
     def _model(self, mesh: Mesh, number: int) -> DocumentModel:
         factor = Cost(1 + mesh.slower * number)
         costs = replace(COSTS, decode=COSTS.decode.scaled(factor), prefill=COSTS.prefill.scaled(factor))
-        return DocumentModel(self._prompts, mesh.asked, costs, KvStore(Room(mesh.cache_tokens // BLOCK_TOKENS + 1)))
+        store = KvStore(Room(mesh.cache_tokens // BLOCK_TOKENS + 1), self.clock)
+        return DocumentModel(self._prompts, mesh.asked, costs, store)
 
     def _worker(self, name: str, model: DocumentModel) -> VirtualWorker:
         return VirtualWorker(

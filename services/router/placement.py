@@ -73,8 +73,8 @@ class Placement:
     finish: Cost
     """From now."""
     in_time: InTime
-    delay_ms: float = 0.0
-    """How much later its other requests would be finished for what it computes though another has it; summed."""
+    others_ms: float = 0.0
+    """What it costs others, summed: see `_delay_ms` and `_lost_ms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,8 @@ def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: fl
     """
     placements, refusal = [], None
     most_held = max((candidate.held_bytes for candidate in candidates), default=0)
+    kept_ms = (candidate.view.report.kept_kv_ms for candidate in candidates)
+    least_kept_ms = min((each_ms for each_ms in kept_ms if each_ms is not None), default=0.0)
     for candidate in candidates:
         try:
             wish = read_wish(ask.level, candidate.asset.ladder, ask.kind)
@@ -102,23 +104,24 @@ def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: fl
             refusal = error
             continue
         placement = _place(ask, candidate, wish, now_s, quantile)
+        others_ms = _lost_ms(placement, least_kept_ms)
         if candidate.held_bytes < most_held:
-            placement = replace(placement, delay_ms=_delay_ms(placement, _uncached_tokens(ask, most_held)))
-        placements.append(placement)
+            others_ms += _delay_ms(placement, _uncached_tokens(ask, most_held))
+        placements.append(replace(placement, others_ms=others_ms))
     if refusal is not None and not placements:
         raise refusal
     return placements
 
 
 def best_first(placements: Sequence[Placement], quantile: float) -> list[Placement]:
-    """In time, then highest quality, then least time waited by it and by all that it delays, then fewest in flight."""
+    """In time, then highest quality, then the earliest finish and least cost to others, then fewest in flight."""
     return sorted(placements, key=lambda placement: _order(placement, quantile))
 
 
 def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
-    waited_ms = round(placement.finish.quantile_ms(quantile) + placement.delay_ms, 3)
+    paid_ms = round(placement.finish.quantile_ms(quantile) + placement.others_ms, 3)
     view = placement.view
-    return placement.in_time, -placement.rung.quality, waited_ms, view.in_flight, view.address
+    return placement.in_time, -placement.rung.quality, paid_ms, view.in_flight, view.address
 
 
 def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
@@ -175,10 +178,23 @@ def _delay_ms(placement: Placement, least_tokens: int) -> float:
     """
     load, view = placement.load, placement.view
     least = replace(load, setup=Cost(least_tokens * view.report.prefill_token_ms))
-    return max(0.0, _others_ms(load, placement) - _others_ms(least, placement))
+    return max(0.0, _others_finish_ms(load, placement) - _others_finish_ms(least, placement))
 
 
-def _others_ms(load: Load, placement: Placement) -> float:
+def _lost_ms(placement: Placement, least_kept_ms: float) -> float:
+    """What a text computes takes the room of what nobody has used for longest, which may have to be computed again.
+
+    That is the less likely the longer it lay: where it lay shortest, for `least_kept_ms`, it counts in full. So misses
+    go to the cache that loses least, and all are used even where one worker is a hair quicker than the others.
+    """
+    kept_ms = placement.view.report.kept_kv_ms
+    if kept_ms is None:
+        return 0.0
+    share = 1.0 if kept_ms <= least_kept_ms else least_kept_ms / kept_ms
+    return placement.load.setup.mean_ms * share
+
+
+def _others_finish_ms(load: Load, placement: Placement) -> float:
     """When the worker's others would be finished beside the load, summed."""
     view = placement.view
     loads, place = _among(load, view)

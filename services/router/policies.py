@@ -5,7 +5,7 @@ reports), the failover to the next one, and the worker's own yes or no. They dif
 
 | name | asks first |
 |---|---|
-| `headway` | of `SAMPLE` drawn and who holds most of the prompt: in time, then best quality, then least waiting |
+| `headway` | of `SAMPLE` drawn and who holds most of the prompt: in time, then best quality, then earliest finish |
 | `round-robin` | each in turn |
 | `least-queue` | of `SAMPLE` drawn: least (queue depth + calls in flight + 1) * average latency |
 | `prefix-hash[:DEPTH]` | the prompt's beginning on a hash ring, past workers with more than DEPTH requests in hand |

@@ -170,11 +170,41 @@ def test_who_holds_up_others_less_comes_before_who_would_be_done_a_little_earlie
 
     holder, other = expect(text, [text_worker("holder", 16), text_worker("other", 3)], NOW_S, 0.9)
     assert other.finish.mean_ms < holder.finish.mean_ms
-    assert other.delay_ms == pytest.approx(3 * 9.9)  # each of the three waits for all tokens but the last
-    assert holder.delay_ms == 0.0
+    assert other.others_ms == pytest.approx(3 * 9.9)  # each of the three waits for all tokens but the last
+    assert holder.others_ms == 0.0
     assert first(16, 3) == "holder"
     assert first(16, 0) == "other"  # nobody waits there
     assert first(40, 3) == "other"
+
+
+@pytest.mark.parametrize(
+    ("quick", "steady", "first"),
+    [
+        (None, None, "quick"),
+        (100.0, None, "steady"),
+        (100.0, 1000.0, "steady"),
+        (100.0, 110.0, "quick"),
+        (1000.0, 100.0, "quick"),
+    ],
+)
+def test_a_prompt_that_nobody_has_goes_to_the_cache_that_loses_least(
+    quick: float | None, steady: float | None, first: str
+) -> None:
+    """Unless that worker is slower by more than is lost: 20 ms of prefill here."""
+    ladder = Ladder((Rung("100%", 1.0, token_share=1.0),))
+    about = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", ladder),))
+
+    def text_worker(name: str, step_ms: float, kept_kv_ms: float | None) -> Still:
+        curves = {("", ""): StepCurve(((1, Cost(step_ms)),))}
+        return Still(make_view(name, about, Report(NOW_S, (), curves, 8, 0.2, 0, 0.0, False, kept_kv_ms), ()))
+
+    text = Ask(
+        common_pb2.KIND_TEXT, "model", "", common_pb2.ServiceLevel(), NOW_S, NOW_S + 9, tokens=10, prompt_tokens=100
+    )
+    for slower_ms, comes_first in ((1.0, first), (3.5, "quick")):
+        workers = [text_worker("quick", 5.0, quick), text_worker("steady", 5.0 + slower_ms, steady)]
+        placer = Placer(read_policy("headway"), quantile=0.9, draw=random.Random(0))
+        assert placer.place(text, Roster(workers), NOW_S)[0].view.address == comes_first
 
 
 loads = st.builds(
@@ -234,9 +264,12 @@ def test_garbage_reports_are_refused_or_read_but_never_break_placement(garbage: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_costs_that_are_no_costs_are_refused(value: float) -> None:
-    state = worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)])
-    with pytest.raises(BadReport):
-        read_report(state, NOW_S)
+    curve = worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)])
+    for state in (curve, worker_pb2.WorkerState(kept_kv_ms=value)):
+        with pytest.raises(BadReport):
+            read_report(state, NOW_S)
+    assert read_report(worker_pb2.WorkerState(), NOW_S).kept_kv_ms is None
+    assert read_report(worker_pb2.WorkerState(kept_kv_ms=0.0), NOW_S).kept_kv_ms == 0.0
 
 
 def test_a_worker_of_another_kind_or_with_broken_ladders_is_refused() -> None:
