@@ -8,10 +8,11 @@ is left out. Every study compares on the same arrivals:
 - `fairness`: one tenant floods, with quotas and without; `spike`: attainment by priority when load steps up;
 - `devices`: three kinds on a device; `several_routers`: routers that do not know of each other;
 - `scale`: 1 to 1,000 workers, and how many routers those need. Measured here: the CPU time of a placement. Taken from
-  elsewhere: what passing a message on and a `Pick` cost a router (`benchmarks.simulation.studies`).
+  elsewhere: what passing a message on and a `Pick` cost a router (`benchmarks.simulation.studies`);
+- `shared_documents`: prompts that begin alike, in a closed loop, with the text worker's own scheduler and cache.
 
 Writes `benchmarks/results/simulate.json` (`simulate-live.json` with `--validate`). The full run takes a few minutes on
-one core, `--quick` about ten seconds. A request costs about a millisecond of CPU time here, most of it the planner's,
+one core, `--quick` about twenty seconds. A request costs about a millisecond of CPU time here, mostly the planner's,
 so a million of them (`--only scale --requests 1000000`) take about a quarter of an hour for each size. `--validate`
 runs nothing of this, but the same load on two real workers and simulated: see `benchmarks.simulation.live`.
 """

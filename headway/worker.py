@@ -107,9 +107,12 @@ class WorkerRuntime:
         config: WorkerConfig,
         identity: Identity,
         loop: EngineLoop[Any],
-        complete_state: Callable[[worker_pb2.WorkerState], None] = lambda state: None,
+        complete_state: Callable[[worker_pb2.WorkerState, float], None] = lambda state, slowness: None,
     ) -> None:
-        """`complete_state` adds what only this kind of worker knows to a state before it is sent."""
+        """`complete_state` adds what only this kind of worker knows to a state before it is sent.
+
+        It is told how many times slower than calibrated the host is now.
+        """
         self.service, self.config, self.identity, self.loop = service, config, identity, loop
         self.complete_state = complete_state
         self.assets_version = 0
@@ -260,7 +263,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             max_batch=setting.max_batch,
             assets_version=self._runtime.assets_version,
         )
-        self._runtime.complete_state(state)
+        self._runtime.complete_state(state, setting.scale.mean_ms)
         return state
 
 

@@ -28,6 +28,7 @@ TITLES = {
     "devices": "a device for each worker, or one for three kinds",
     "several_routers": "routers that do not see what the others send",
     "scale": "how many routers a cluster needs",
+    "shared_documents": "prompts that begin alike, two caches",
 }
 SET: dict[str, tuple[Column, ...]] = {
     "policies": (("load", "load", "g"), ("contender", "contender", "s")),
@@ -59,6 +60,13 @@ SET: dict[str, tuple[Column, ...]] = {
         ("placing, us CPU", "placing_us", ".0f"),
         ("routers, passing on", "routers_passing_on", "d"),
         ("routers, picking", "routers_picking", "d"),
+    ),
+    "shared_documents": (
+        ("at once", "at_once", "d"),
+        ("placement", "placement", "s"),
+        ("answers / s", "answers_per_s", ".1f"),
+        ("reused", "reused_share", ".0%"),
+        ("mean, s", "mean_s", ".3f"),
     ),
 }
 

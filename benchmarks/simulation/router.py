@@ -21,6 +21,7 @@ from services.router.ledger import Ledger, Sent
 from services.router.placement import Ask, Placement
 from services.router.policies import Placer, read_policy
 from services.router.pool import kind_name
+from services.router.prefixes import NOTHING_SHARED, Shared
 from services.router.quotas import Quotas, device_ms
 from services.router.roster import Roster
 from services.router.view import Report
@@ -45,8 +46,14 @@ class Request:
     prompt: bytes
 
 
+Known = Callable[[Request], Shared]
+"""How much of a request's prompt is cached where."""
 Over = Callable[[Request, Rung | HeadwayError, bool], None]
 """Is told once how a request ended, when its caller knows: its rung or its error, and whether it was admitted."""
+
+
+def _nothing_known(request: Request) -> Shared:
+    return NOTHING_SHARED
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +82,9 @@ class VirtualRouter:
         interval_s: float,
         seed: int,
         over: Over,
+        known: Known = _nothing_known,
     ) -> None:
+        self._known = known
         self._clock, self._hop_s, self._over, self._workers, self._quotas = clock, hop_s, over, workers, quotas
         self._placer = Placer(read_policy(policy), quantile=QUANTILE, draw=random.Random(seed))
         self._ledgers = {name: self._ledger(worker, interval_s) for name, worker in workers.items()}
@@ -115,7 +124,7 @@ class VirtualRouter:
             prompt=request.prompt, **model.sizes_of(request.items),
         )  # fmt: skip
         start_s = time.process_time()
-        placements = self._placer.place(ask, self._roster, budget.arrival_s)
+        placements = self._placer.place(ask, self._roster, budget.arrival_s, shared=self._known(request))
         self.placing_s += time.process_time() - start_s
         if not placements:
             raise no_worker(kind_name(model.kind))

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.simulation.cluster import Cluster, Outcome, simulate
+from benchmarks.simulation.documents import Mesh, documents
 from benchmarks.simulation.host import EXACT, Noise
 from benchmarks.simulation.models import Model, default_models
 from benchmarks.simulation.stream import Demand, steady_demand
@@ -27,6 +28,9 @@ MACHINES = (1.0, 2.0)
 SHARED_LOADS = (0.3, 0.6, 1.2)
 INTERVALS_S = (0.0, 0.05, 0.25, 0.5, 1.0)
 ROUTERS = (1, 4, 16)
+AT_ONCE = (1, 32)
+DOCUMENTS_ASKED = 480
+"""At most: a question costs several milliseconds here, as its text is played token by token."""
 FLOOD = (("flood", 0.6), ("a", 0.2), ("b", 0.1), ("c", 0.1))
 
 MESSAGE_S, PICK_S = 1.23e-4, 0.4e-3
@@ -140,6 +144,15 @@ def scale(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
         yield {"load": loads[0], "workers": size, **routers_needed(cluster, outcome, loads[0]), **outcome.as_dict()}
 
 
+def shared_documents(effort: Effort, loads: tuple[float, ...]) -> Iterator[Row]:
+    """Prompts that begin alike, before two workers whose caches hold two thirds of the beginnings each."""
+    count = min(effort.requests, DOCUMENTS_ASKED)
+    for at_once in AT_ONCE:
+        for placement in ("headway", "round-robin", "least-queue", "prefix-hash"):
+            figures = documents(Mesh(placement), at_once=at_once, count=count, seed=effort.seed)
+            yield {"at_once": at_once, "placement": placement, "n": count, **asdict(figures)}
+
+
 def routers_needed(cluster: Cluster, outcome: Outcome, load: float) -> Row:
     """Router processes for a cluster: from placing as measured here, and passing on as measured elsewhere."""
     rates = {model: rate * load for model, rate in cluster.rates().items()}
@@ -165,6 +178,7 @@ STUDIES: dict[str, Callable[[Effort, tuple[float, ...]], Iterator[Row]]] = {
     "devices": devices,
     "several_routers": several_routers,
     "scale": scale,
+    "shared_documents": shared_documents,
 }
 
 

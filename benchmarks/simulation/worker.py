@@ -107,6 +107,7 @@ class VirtualWorker:
             in_flight=len(loads),
             backlog_ms=0.0,
             draining=False,
+            kept_kv_ms=getattr(self.model, "kept_kv_ms", None),
         )
 
     def _scaled_curves(self, scale: Cost) -> dict[tuple[str, str], StepCurve]:

@@ -87,7 +87,7 @@ class Load(_message.Message):
     def __init__(self, due_in_ms: _Optional[float] = ..., items: _Optional[int] = ..., steps_left: _Optional[int] = ..., setup_mean_ms: _Optional[float] = ..., setup_var_ms2: _Optional[float] = ..., priority: _Optional[_Union[_common_pb2.Priority, str]] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("worker_id", "sequence", "step_costs", "loads", "in_flight", "queued_prefill_tokens", "free_kv_blocks", "total_kv_blocks", "device_id", "draining", "backlog_ms", "max_batch", "prefill_token_ms", "assets_version")
+    __slots__ = ("worker_id", "sequence", "step_costs", "loads", "in_flight", "queued_prefill_tokens", "free_kv_blocks", "total_kv_blocks", "device_id", "draining", "backlog_ms", "max_batch", "prefill_token_ms", "assets_version", "kept_kv_ms")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     STEP_COSTS_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class WorkerState(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
     ASSETS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KEPT_KV_MS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     sequence: int
     step_costs: _containers.RepeatedCompositeFieldContainer[StepCost]
@@ -116,7 +117,8 @@ class WorkerState(_message.Message):
     max_batch: int
     prefill_token_ms: float
     assets_version: int
-    def __init__(self, worker_id: _Optional[str] = ..., sequence: _Optional[int] = ..., step_costs: _Optional[_Iterable[_Union[StepCost, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ..., in_flight: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ..., device_id: _Optional[str] = ..., draining: _Optional[bool] = ..., backlog_ms: _Optional[float] = ..., max_batch: _Optional[int] = ..., prefill_token_ms: _Optional[float] = ..., assets_version: _Optional[int] = ...) -> None: ...
+    kept_kv_ms: float
+    def __init__(self, worker_id: _Optional[str] = ..., sequence: _Optional[int] = ..., step_costs: _Optional[_Iterable[_Union[StepCost, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ..., in_flight: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., free_kv_blocks: _Optional[int] = ..., total_kv_blocks: _Optional[int] = ..., device_id: _Optional[str] = ..., draining: _Optional[bool] = ..., backlog_ms: _Optional[float] = ..., max_batch: _Optional[int] = ..., prefill_token_ms: _Optional[float] = ..., assets_version: _Optional[int] = ..., kept_kv_ms: _Optional[float] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()

@@ -8,7 +8,7 @@ workers are looked at at all, `policies` says.
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from headway.cost import ZERO, Cost, Foreign, Load, ahead_ms, play
@@ -74,6 +74,8 @@ class Placement:
     finish: Cost
     """From now."""
     in_time: InTime
+    others_ms: float = 0.0
+    """What it costs others, summed: see `_delay_ms` and `_lost_ms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +95,34 @@ def expect(ask: Ask, candidates: Sequence[Candidate], now_s: float, quantile: fl
     Raises `BadInput` for a bad service level, and `NoSuchRung` when that is why none is left.
     """
     placements, refusal = [], None
+    most_held = max((candidate.held_bytes for candidate in candidates), default=0)
+    kept_ms = (candidate.view.report.kept_kv_ms for candidate in candidates)
+    least_kept_ms = min((each_ms for each_ms in kept_ms if each_ms is not None), default=0.0)
     for candidate in candidates:
         try:
             wish = read_wish(ask.level, candidate.asset.ladder, ask.kind)
         except NoSuchRung as error:
             refusal = error
             continue
-        placements.append(_place(ask, candidate, wish, now_s, quantile))
+        placement = _place(ask, candidate, wish, now_s, quantile)
+        others_ms = _lost_ms(placement, least_kept_ms)
+        if candidate.held_bytes < most_held:
+            others_ms += _delay_ms(placement, _uncached_tokens(ask, most_held))
+        placements.append(replace(placement, others_ms=others_ms))
     if refusal is not None and not placements:
         raise refusal
     return placements
 
 
 def best_first(placements: Sequence[Placement], quantile: float) -> list[Placement]:
-    """In time, then highest quality, then earliest finish, then fewest in flight."""
+    """In time, then highest quality, then the earliest finish and least cost to others, then fewest in flight."""
     return sorted(placements, key=lambda placement: _order(placement, quantile))
 
 
 def _order(placement: Placement, quantile: float) -> tuple[float | str, ...]:
-    finish_ms = round(placement.finish.quantile_ms(quantile), 3)
+    paid_ms = round(placement.finish.quantile_ms(quantile) + placement.others_ms, 3)
     view = placement.view
-    return placement.in_time, -placement.rung.quality, finish_ms, view.in_flight, view.address
+    return placement.in_time, -placement.rung.quality, paid_ms, view.in_flight, view.address
 
 
 def _place(ask: Ask, candidate: Candidate, wish: Wish, now_s: float, quantile: float) -> Placement:
@@ -159,10 +168,47 @@ def _new_tokens(ask: Ask, rung: Rung, wish: Wish) -> int:
 
 def _finish(load: Load, view: View, asset: Asset, rung: Rung, foreign: Foreign) -> Cost:
     """When the load would finish among the worker's own, in the order of their deadlines."""
-    place = bisect_right(view.loads, load.due_s, key=_due_s)
-    loads = [*view.loads[:place], load, *view.loads[place:]]
+    loads, place = _among(load, view)
     means_ms, vars_ms2 = play(loads, view.report.curve(asset.hash, rung.label), view.report.max_batch)
     return Cost(means_ms[place] + ahead_ms(load.due_s, foreign), vars_ms2[place])
+
+
+def _delay_ms(placement: Placement, least_tokens: int) -> float:
+    """What the worker's other texts wait, summed, because more of the prompt is computed there than `least_tokens`.
+
+    A prefill holds up every text that is written beside it, and all that are due later.
+    """
+    load, view = placement.load, placement.view
+    least = replace(load, setup=Cost(least_tokens * view.report.prefill_token_ms))
+    return max(0.0, _others_finish_ms(load, placement) - _others_finish_ms(least, placement))
+
+
+def _lost_ms(placement: Placement, least_kept_ms: float) -> float:
+    """What a text computes takes the room of what nobody has used for longest, which may have to be computed again.
+
+    That is the less likely the longer it lay: where it lay shortest, for `least_kept_ms`, it counts in full. So misses
+    go to the cache that loses least, and all are used even where one worker is a hair quicker than the others.
+    """
+    kept_ms = placement.view.report.kept_kv_ms
+    if kept_ms is None:
+        return 0.0
+    share = 1.0 if kept_ms <= least_kept_ms else least_kept_ms / kept_ms
+    return placement.load.setup.mean_ms * share
+
+
+def _others_finish_ms(load: Load, placement: Placement) -> float:
+    """When the worker's others would be finished beside the load, summed."""
+    view = placement.view
+    loads, place = _among(load, view)
+    curve = view.report.curve(placement.asset.hash, placement.rung.label)
+    means_ms, _ = play(loads, curve, view.report.max_batch)
+    return sum(means_ms) - means_ms[place]
+
+
+def _among(load: Load, view: View) -> tuple[list[Load], int]:
+    """The worker's loads with this one, by deadline, and its place."""
+    place = bisect_right(view.loads, load.due_s, key=_due_s)
+    return [*view.loads[:place], load, *view.loads[place:]], place
 
 
 def _due_s(load: Load) -> float:

@@ -55,6 +55,8 @@ class Report:
     in_flight: int
     backlog_ms: float
     draining: bool
+    kept_kv_ms: float | None = None
+    """How long what nobody uses stays in its KV cache; None while all does."""
 
     def curve(self, asset_hash: str, label: str) -> StepCurve:
         """The costs of a step for this asset and rung, or the nearest that the worker reports."""
@@ -112,6 +114,7 @@ def read_description(message: worker_pb2.DescribeResponse, kind: common_pb2.Kind
 def check_report(message: worker_pb2.WorkerState) -> None:
     """Raises `BadReport` for costs that are no costs. Quick: most reports are never read, see `Ledger.heard`."""
     _number("prefill_token_ms", message.prefill_token_ms)
+    _number("kept_kv_ms", message.kept_kv_ms)
     for load in message.loads:
         if not (0 <= load.setup_mean_ms < math.inf and 0 <= load.setup_var_ms2 < math.inf):
             raise BadReport(f"its setup costs {load.setup_mean_ms} ms, with a variance of {load.setup_var_ms2} ms2")
@@ -134,6 +137,7 @@ def read_report(message: worker_pb2.WorkerState, received_s: float) -> Report:
         in_flight=message.in_flight,
         backlog_ms=message.backlog_ms,
         draining=message.draining,
+        kept_kv_ms=message.kept_kv_ms if message.HasField("kept_kv_ms") else None,
     )
 
 

@@ -64,7 +64,7 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     loop.start()
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
-    runtime = WorkerRuntime(service, config, identity, loop, partial(_complete_state, store, costs))
+    runtime = WorkerRuntime(service, config, identity, loop, partial(complete_state, store, costs))
     upstream, secrets = await _upstream(config, service), mesh_secrets(config.lease_secret)
     prompts = await _publish(service, loaded, store, identity, upstream, secrets)
     sharing = await start_sharing(
@@ -170,11 +170,13 @@ def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
     )
 
 
-def _complete_state(store: KvStore, costs: TextCosts, state: worker_pb2.WorkerState) -> None:
-    """What only a text worker knows."""
-    state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens
+def complete_state(store: KvStore, costs: TextCosts, state: worker_pb2.WorkerState, slowness: float) -> None:
+    """What only a text worker knows; as all costs in a state, at the host's present speed."""
+    state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens * slowness
     state.queued_prefill_tokens = round(sum(load.setup_mean_ms for load in state.loads) / state.prefill_token_ms)
     state.free_kv_blocks, state.total_kv_blocks = store.pool.available, store.pool.blocks
+    if (kept_s := store.pool.kept_s) is not None:
+        state.kept_kv_ms = kept_s * 1000
 
 
 def main() -> None:

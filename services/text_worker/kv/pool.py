@@ -1,13 +1,16 @@
-"""Which KV blocks are free, held, shared or kept for reuse. Pure: numbers and hashes, no tensors, no clock.
+"""Which KV blocks are free, held, shared or kept for reuse. Numbers and hashes, no tensors.
 
 A block is free, or held by one or more sequences, or kept: held by nobody, but full and named by its hash, so that the
 next prompt which begins alike takes it over. Kept blocks are given out again when nothing is free, least recently used
 first, and of one prompt its end first.
 """
 
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from headway.deadline import Clock
 
 EVENTS_KEPT = 4096
 
@@ -28,13 +31,16 @@ class BlockEvent:
 class BlockPool:
     """A fixed number of blocks. Not thread-safe but for what only looks: `match`, `available`, `lone`, the events."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, clock: Clock = time.monotonic) -> None:
+        """`clock` decides nothing here: see `kept_s`."""
         if blocks < 1:
             raise ValueError(f"a pool needs at least 1 block, not {blocks}")
         self.blocks = blocks
         self._free = list(range(blocks - 1, -1, -1))
         self._holders: dict[int, int] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._clock = clock
+        self._kept: OrderedDict[int, float] = OrderedDict()  # with since when
+        self._given_out: tuple[float, float] | None = None  # when a kept block was last, and for how long it was kept
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._events: deque[BlockEvent] = deque(maxlen=EVENTS_KEPT)
@@ -44,6 +50,17 @@ class BlockPool:
     def available(self) -> int:
         """Blocks that `take` could give."""
         return len(self._free) + len(self._kept)
+
+    @property
+    def kept_s(self) -> float | None:
+        """How long the last kept block that was given out had waited to be used again, or how long ago that is.
+
+        The longer of the two: for about that long what nobody uses stays. None: all has stayed so far.
+        """
+        if (given_out := self._given_out) is None:
+            return None
+        at_s, kept_s = given_out
+        return max(kept_s, self._clock() - at_s)
 
     def match(self, chain: Sequence[bytes]) -> tuple[int, ...]:
         """The blocks of the longest beginning of `chain` that is here. Holds nothing."""
@@ -133,12 +150,14 @@ class BlockPool:
 
     def _set_aside(self, block: int) -> None:
         if block in self._hash_of:
-            self._kept[block] = None
+            self._kept[block] = self._clock()
         else:
             self._free.append(block)
 
     def _forget_oldest(self) -> int:
-        block, _ = self._kept.popitem(last=False)
+        block, since_s = self._kept.popitem(last=False)
+        now_s = self._clock()
+        self._given_out = now_s, now_s - since_s
         block_hash = self._hash_of.pop(block)
         del self._block_of[block_hash]
         self._tell(False, block_hash)

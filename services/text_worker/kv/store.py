@@ -1,8 +1,10 @@
 """Blocks and their memory together: what a sequence holds, and how it comes to hold it and lets it go."""
 
+import time
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
+from headway.deadline import Clock
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.backend import Blocks
 from services.text_worker.kv.chain import Chain
@@ -29,9 +31,9 @@ def blocks_of(tokens: int) -> int:
 class KvStore:
     """Belongs to the engine's thread. Whoever plans a step sees to it that the blocks are there."""
 
-    def __init__(self, pages: Blocks) -> None:
+    def __init__(self, pages: Blocks, clock: Clock = time.monotonic) -> None:
         """The last block of `pages` stays outside the pool: what is only measured is written there."""
-        self.pages, self.pool = pages, BlockPool(pages.blocks - 1)
+        self.pages, self.pool = pages, BlockPool(pages.blocks - 1, clock)
 
     def adopt(self, holding: Holding, blocks: Several[int], computed: int) -> None:
         """Begins an empty holding with blocks that are there already, of which `computed` tokens are used."""

@@ -14,7 +14,7 @@ from headway.errors import BadInput, NoSuchRung, NotFound
 from headway.quality import Ladder, Rung
 from headway.requests import service_level
 from headway.v1 import common_pb2, worker_pb2
-from services.router.placement import Ask, InTime, Placement
+from services.router.placement import Ask, Candidate, InTime, Placement, best_first, expect
 from services.router.policies import Placer, read_policy
 from services.router.roster import Roster
 from services.router.view import (
@@ -157,6 +157,66 @@ def test_texts_cost_their_prompt_and_their_tokens() -> None:
     assert placed(10, 380) == ("100%", 200.0)
 
 
+def test_who_holds_up_others_less_comes_before_who_would_be_done_a_little_earlier() -> None:
+    """Of a prompt that one worker has cached, the other would compute the whole while its other texts wait."""
+    description = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", LADDER),))
+    ladder = Ladder((Rung("100%", 1.0, token_share=1.0),))
+    curves = {("", ""): StepCurve(((1, Cost(1.0)), (8, Cost(2.0))))}
+
+    def text_worker(name: str, queued: int) -> Candidate:
+        loads = tuple(Load(NOW_S + 1, 1, 10) for _ in range(queued))
+        report = Report(NOW_S, loads, curves, 8, 0.1, queued, 0.0, False)
+        asset = Asset("model", "hash", ladder)
+        return Candidate(make_view(name, description, report, ()), asset, (), 400 if name == "holder" else 0)
+
+    text = Ask(
+        common_pb2.KIND_TEXT, "model", "", common_pb2.ServiceLevel(), NOW_S, NOW_S + 9,
+        tokens=10, prompt_tokens=100, bytes_per_token=4,
+    )  # fmt: skip
+
+    def first(holders_queue: int, others_queue: int) -> str:
+        candidates = [text_worker("holder", holders_queue), text_worker("other", others_queue)]
+        return best_first(expect(text, candidates, NOW_S, 0.9), 0.9)[0].view.address
+
+    holder, other = expect(text, [text_worker("holder", 16), text_worker("other", 3)], NOW_S, 0.9)
+    assert other.finish.mean_ms < holder.finish.mean_ms
+    assert other.others_ms == pytest.approx(3 * 9.9)  # each of the three waits for all tokens but the last
+    assert holder.others_ms == 0.0
+    assert first(16, 3) == "holder"
+    assert first(16, 0) == "other"  # nobody waits there
+    assert first(40, 3) == "other"
+
+
+@pytest.mark.parametrize(
+    ("quick", "steady", "first"),
+    [
+        (None, None, "quick"),
+        (100.0, None, "steady"),
+        (100.0, 1000.0, "steady"),
+        (100.0, 110.0, "quick"),
+        (1000.0, 100.0, "quick"),
+    ],
+)
+def test_a_prompt_that_nobody_has_goes_to_the_cache_that_loses_least(
+    quick: float | None, steady: float | None, first: str
+) -> None:
+    """Unless that worker is slower by more than is lost: 20 ms of prefill here."""
+    ladder = Ladder((Rung("100%", 1.0, token_share=1.0),))
+    about = Description("t", common_pb2.KIND_TEXT, "", "", (Asset("model", "hash", ladder),))
+
+    def text_worker(name: str, step_ms: float, kept_kv_ms: float | None) -> Still:
+        curves = {("", ""): StepCurve(((1, Cost(step_ms)),))}
+        return Still(make_view(name, about, Report(NOW_S, (), curves, 8, 0.2, 0, 0.0, False, kept_kv_ms), ()))
+
+    text = Ask(
+        common_pb2.KIND_TEXT, "model", "", common_pb2.ServiceLevel(), NOW_S, NOW_S + 9, tokens=10, prompt_tokens=100
+    )
+    for slower_ms, comes_first in ((1.0, first), (3.5, "quick")):
+        workers = [text_worker("quick", 5.0, quick), text_worker("steady", 5.0 + slower_ms, steady)]
+        placer = Placer(read_policy("headway"), quantile=0.9, draw=random.Random(0))
+        assert placer.place(text, Roster(workers), NOW_S)[0].view.address == comes_first
+
+
 loads = st.builds(
     Load,
     due_s=st.floats(NOW_S, NOW_S + 5),
@@ -214,7 +274,7 @@ def test_garbage_reports_are_refused_or_read_but_never_break_placement(garbage: 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-@pytest.mark.parametrize("where", ["step mean", "step variance", "setup mean", "setup variance", "prefill"])
+@pytest.mark.parametrize("where", ["step mean", "step variance", "setup mean", "setup variance", "prefill", "kept"])
 def test_costs_that_are_no_costs_are_refused(value: float, where: str) -> None:
     state = {
         "step mean": worker_pb2.WorkerState(step_costs=[worker_pb2.StepCost(batch=1, mean_ms=value)]),
@@ -222,6 +282,7 @@ def test_costs_that_are_no_costs_are_refused(value: float, where: str) -> None:
         "setup mean": worker_pb2.WorkerState(loads=[worker_pb2.Load(setup_mean_ms=value)]),
         "setup variance": worker_pb2.WorkerState(loads=[worker_pb2.Load(setup_var_ms2=value)]),
         "prefill": worker_pb2.WorkerState(prefill_token_ms=value),
+        "kept": worker_pb2.WorkerState(kept_kv_ms=value),
     }[where]
     with pytest.raises(BadReport):
         check_report(state)
@@ -232,6 +293,11 @@ def test_work_that_is_due_at_no_time_is_refused_and_late_work_is_not(value: floa
     check_report(worker_pb2.WorkerState(loads=[worker_pb2.Load(due_in_ms=-5.0)]))
     with pytest.raises(BadReport):
         check_report(worker_pb2.WorkerState(loads=[worker_pb2.Load(due_in_ms=value)]))
+
+
+def test_a_worker_that_has_kept_all_does_not_say_for_how_long() -> None:
+    assert read_report(worker_pb2.WorkerState(), NOW_S).kept_kv_ms is None
+    assert read_report(worker_pb2.WorkerState(kept_kv_ms=0.0), NOW_S).kept_kv_ms == 0.0
 
 
 def test_a_worker_of_another_kind_or_with_broken_ladders_is_refused() -> None:

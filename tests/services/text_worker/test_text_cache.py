@@ -43,3 +43,4 @@ async def test_a_cache_that_is_too_small_for_all_changes_no_token_and_is_free_at
     assert [answer.token_ids for answer in together] == alone
     assert state.total_kv_blocks < 6 * (160 // BLOCK_TOKENS)
     assert state.free_kv_blocks == state.total_kv_blocks
+    assert state.HasField("kept_kv_ms")

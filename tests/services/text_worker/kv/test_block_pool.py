@@ -135,6 +135,27 @@ def test_who_asks_too_late_for_events_is_sent_to_the_whole_list() -> None:
     assert [event.stored for event in pool.events_after(pool.last_event - 2) or ()] == [False, True]
 
 
+def test_how_long_what_nobody_uses_is_kept_is_known_once_something_was_given_out() -> None:
+    now_s = [10.0]
+    pool = BlockPool(2, lambda: now_s[0])
+    for number in range(2):
+        pool.store(held := pool.take(1)[0], name(number))
+        pool.release([held])
+        now_s[0] += 3.0
+    assert pool.kept_s is None
+    (taken,) = pool.take(1)  # the first, which was let go at 10
+    assert (now_s[0], pool.kept_s) == (16.0, 6.0)
+    now_s[0] += 5.0
+    assert pool.kept_s == 6.0
+    now_s[0] += 5.0
+    assert pool.kept_s == 10.0  # the other one has not been needed since
+    pool.release([taken])
+    pool.take(1)  # it holds nothing that could be used again
+    assert pool.kept_s == 10.0
+    pool.take(1)
+    assert pool.kept_s == 13.0
+
+
 def test_a_pool_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 block"):
         BlockPool(0)
