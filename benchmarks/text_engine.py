@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 
+from benchmarks.text_workloads import SHAPE
 from headway.cost import Cost, StepCurve
 from headway.deadline import Budget
 from headway.engine import Batch
@@ -47,7 +48,9 @@ from services.text_worker.sequence import LADDER, Delta, Sequence, goals_of
 from services.text_worker.speculation import Mode
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
 
-NO_TEXT = TextTokenizer(Tokenizer(models.BPE()), frozenset(), None, 1)
+_NAMES = {f"t{number}": number for number in range(SHAPE["vocab_size"])}
+WORDS = TextTokenizer(Tokenizer(models.WordLevel(_NAMES, unk_token="t0")), frozenset(), None, 1)
+"""Every token is a word, so that a step's bookkeeping has its text in it."""
 KV_MEMORY_MB = 1024
 MAX_BATCH, CHUNK_TOKENS = 32, 512
 FOREVER_S = 1e6
@@ -206,7 +209,7 @@ def new_sequence(prompt: tuple[int, ...], count: int, salt: str) -> Sequence:
         goals=goals_of(wish, count),
         sampler=Sampler(Sampling(), 0),
         end_ids=frozenset(),
-        detokenizer=Detokenizer(NO_TEXT),
+        detokenizer=Detokenizer(WORDS),
         stops=StopStrings(()),
     )
     sequence.kv.chain = Chain(salt, b"bench")

@@ -73,7 +73,7 @@ SET: dict[str, tuple[Column, ...]] = {
 
 def show(study: str, rows: Sequence[Row], console: Console) -> None:
     """Prints a study's table."""
-    columns = (*SET[study], *KEPT)
+    columns = (*SET[study], *(column for column in KEPT if column[1] in rows[0]))
     table = Table(title=f"{study}: {TITLES[study]}")
     for heading, _, form in columns:
         table.add_column(heading, justify="left" if form in ("s", "") else "right")

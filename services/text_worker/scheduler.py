@@ -124,10 +124,8 @@ class TextScheduler:
         ticket = work.ticket
         uncomputed = len(work.tokens) - self._reach(work)[0]
         prefill = self.costs.prefill_cost(uncomputed) if uncomputed > 1 else ZERO
-        options = options_of(work, prefill, self._share)
-        if len(options) > 1:
-            full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
-            options = as_expected(options, work, self._lengths, full_ms)
+        full_ms = self.costs.decode.at(self._planning.max_batch).mean_ms
+        options = options_of(work, prefill, self._share, self._lengths, full_ms)
         return Job(ticket.key, ticket.wish.priority, ticket.budget.due_s, ticket.target_s, options)
 
     def next_batch(self, works: Several[Sequence], now_s: float, scale: Cost) -> TextBatch | None:
@@ -331,48 +329,45 @@ def _comes(work: Sequence, start: int, coming: set[bytes]) -> bool:
     return place < len(chain) and chain[place] in coming
 
 
-def options_of(work: Sequence, prefill: Cost, share: float) -> tuple[Option, ...]:
+def options_of(work: Sequence, prefill: Cost, share: float, lengths: LengthModel, step_ms: float) -> tuple[Option, ...]:
     """How far `work` may still go, farthest first: its goals ahead, and once past its floor a few tokens, or only one.
 
     After one planned token the sequence ends. So it goes on past its last affordable goal, token by token, as long as
     the planner finds that a few more harm nobody. `share`: blocks of the KV cache for each lane; a sequence that will
-    need more takes the place of several, so that no more is admitted than the cache can hold.
+    need more takes the place of several, so that no more is admitted than the cache can hold. `step_ms`: what a step
+    takes at most. What the text's length varies by stands in the setup's variance.
     """
+    done, due_s = work.new_tokens, work.ticket.budget.due_s
+    wholes = [total - done for total in _totals(work)]
+    found = []
+    for whole, (steps, var_steps2) in zip(wholes, _expected(work, lengths, wholes), strict=True):
+        lanes = max(1, math.ceil(blocks_of(work.prompt_tokens + done + whole) / share))
+        setup = Cost(prefill.mean_ms, prefill.var_ms2 + var_steps2 * step_ms**2) if var_steps2 else prefill
+        found.append(Option(work.rung_at(done + whole), Load(due_s, lanes, steps, setup)))
+    return tuple(found)
+
+
+def _totals(work: Sequence) -> list[int]:
+    """New tokens in all at which it may end, most first."""
     done, most = work.new_tokens, work.goals[0].tokens
-    totals = [goal.tokens for goal in work.goals if goal.tokens > done]
-    if work.over_floor:
-        totals = sorted({*totals, min(done + STRETCH_TOKENS, most), min(done + 1, most)}, reverse=True)
-    due_s = work.ticket.budget.due_s
-
-    def option(total: int) -> Option:
-        lanes = math.ceil(blocks_of(work.prompt_tokens + total) / share)
-        return Option(work.rung_at(total), Load(due_s, max(1, lanes), total - done, prefill))
-
-    return tuple(map(option, totals))
+    ahead = [goal.tokens for goal in work.goals if goal.tokens > done]
+    if not work.over_floor:
+        return ahead
+    return sorted({*ahead, min(done + STRETCH_TOKENS, most), min(done + 1, most)}, reverse=True)
 
 
-def as_expected(
-    options: tuple[Option, ...], work: Sequence, lengths: LengthModel, step_ms: float
-) -> tuple[Option, ...]:
-    """The options with the steps that the text is expected to take, which may end before the rung does.
+def _expected(work: Sequence, lengths: LengthModel, wholes: Several[int]) -> list[tuple[int, float]]:
+    """The steps that the text is expected to take, if cut after each of `wholes`, which fall; and their variance.
 
-    The last one stays whole, because it is the promise. Only a plan of one more token has one step: it ends the text.
-    What the length varies by stands in the setup's variance; `step_ms` is what a step takes at most.
+    It may end before. The last stays whole, because it is the promise. Only a plan of one more token has one step: it
+    ends the text.
     """
-    wholes = [option.load.steps_left for option in reversed(options)]
-    expected = reversed(lengths.left(work.prompt_tokens, work.new_tokens, wholes))
-    least = wholes[0]
-    found = [
-        _shortened(option, steps, var_steps2 * step_ms**2, least)
-        for option, (steps, var_steps2) in zip(options[:-1], expected, strict=False)
+    promise = (wholes[-1], 0.0)
+    if len(wholes) == 1:
+        return [promise]
+    least, left = max(2, wholes[-1]), lengths.left(work.prompt_tokens, work.new_tokens, wholes[::-1])
+    steps = [
+        (min(whole, max(least, math.ceil(mean - 1e-6))), var)
+        for whole, (mean, var) in zip(wholes[:-1], reversed(left[1:]), strict=True)
     ]
-    return (*found, options[-1])
-
-
-def _shortened(option: Option, steps: float, var_ms2: float, least: int) -> Option:
-    load = option.load
-    steps_left = min(load.steps_left, max(least, 2, math.ceil(steps - 1e-6)))
-    if steps_left == load.steps_left and var_ms2 == 0.0:
-        return option
-    setup = Cost(load.setup.mean_ms, load.setup.var_ms2 + var_ms2)
-    return Option(option.rung, Load(load.due_s, load.items, steps_left, setup))
+    return [*steps, promise]

@@ -1,7 +1,7 @@
 """A checkpoint on a CPU over paged keys and values: any mix of prefill chunks and decode steps in one pass."""
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -126,15 +126,17 @@ class _CpuPass:
     layout: _Layout
     pages: Pages
     int8: bool
+    made: dict[tuple[str, int, int], Rows] = field(default_factory=dict)
+    """By use, rows and width; written anew in every layer."""
 
     def norm(self, x: Tensor, weight: Tensor) -> Rows:
-        made = self._rows(*x.shape)
+        made = self._rows("normed", *x.shape)
         eps = np.float32(self.architecture.rms_eps)
         rows.norm(x.float().numpy(), weight.numpy(), eps, made.plain.numpy(), made.packed, made.scales)
         return made
 
     def add_norm(self, hidden: Tensor, branch: Tensor, post: Tensor | None, weight: Tensor) -> tuple[Tensor, Rows]:
-        hidden, made = hidden.float(), self._rows(*hidden.shape)
+        hidden, made = hidden.float(), self._rows("normed", *hidden.shape)
         rows.add_norm(
             hidden.numpy(),
             branch.numpy(),
@@ -159,7 +161,7 @@ class _CpuPass:
         attention.turn_and_store(
             heads, layer.heads, at.positions, at.sequences, cos, sin, query_norm, key_norm, eps, at.tables, keys, values
         )
-        made = self._rows(len(heads), layer.heads * layer.head_dim)
+        made = self._rows("attended", len(heads), layer.heads * layer.head_dim)
         scale, softcap = np.float32(layer.scale), np.float32(layer.softcap or 0.0)
         out = made.plain.numpy()
         attention.attend(heads, out, keys, values, at.tables, at.tiles, layer.heads, scale, layer.window or 0, softcap)
@@ -168,7 +170,7 @@ class _CpuPass:
         return made
 
     def gate(self, gate_up: Tensor, activation: Activation) -> Rows:
-        made = self._rows(len(gate_up), gate_up.shape[1] // 2)
+        made = self._rows("gated", len(gate_up), gate_up.shape[1] // 2)
         rows.gate(gate_up.numpy(), activation != "silu", made.plain.numpy(), made.packed, made.scales)
         return made
 
@@ -182,7 +184,14 @@ class _CpuPass:
             mixed.index_add_(0, lines, answer * shares[lines, places, None])
         return mixed
 
-    def _rows(self, count: int, width: int) -> Rows:
+    def _rows(self, use: str, count: int, width: int) -> Rows:
+        """Memory for rows of one use: the same in every layer, because the next product is all that reads them."""
+        known = self.made.get((use, count, width))
+        if known is None:
+            known = self.made[use, count, width] = self._new_rows(count, width)
+        return known
+
+    def _new_rows(self, count: int, width: int) -> Rows:
         plain = torch.empty(count, width)
         if not self.int8:
             return Rows(plain, np.empty((count, 0), np.uint8), _NOTHING)
