@@ -15,7 +15,7 @@ from headway.engine import Batch, Lease, Snapshot
 from headway.engine_loop import EngineLoop
 from headway.errors import BadInput, HeadwayError, NotFound
 from headway.load_report import occupancy_of
-from headway.planning import predict
+from headway.planning import Setting, predict
 from headway.policy import DEFAULT, Policy, policy_of
 from headway.quality import Ladder, Rung, read_wish
 from headway.server import Registration, Served, Service, StartError, tenant_of_call
@@ -107,11 +107,11 @@ class WorkerRuntime:
         config: WorkerConfig,
         identity: Identity,
         loop: EngineLoop[Any],
-        complete_state: Callable[[worker_pb2.WorkerState, float], None] = lambda state, slowness: None,
+        complete_state: Callable[[worker_pb2.WorkerState, Setting], None] = lambda state, setting: None,
     ) -> None:
         """`complete_state` adds what only this kind of worker knows to a state before it is sent.
 
-        It is told how many times slower than calibrated the host is now.
+        It is told the setting of the same moment.
         """
         self.service, self.config, self.identity, self.loop = service, config, identity, loop
         self.complete_state = complete_state
@@ -263,7 +263,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             max_batch=setting.max_batch,
             assets_version=self._runtime.assets_version,
         )
-        self._runtime.complete_state(state, setting.scale.mean_ms)
+        self._runtime.complete_state(state, setting)
         return state
 
 

@@ -17,6 +17,7 @@ from headway.config import load
 from headway.device import DeviceClient
 from headway.engine import Pulse
 from headway.engine_loop import EngineLoop
+from headway.planning import Setting
 from headway.quality import Ladder
 from headway.server import Served, Service, StartError, run
 from headway.telemetry import Span
@@ -73,7 +74,7 @@ async def build(config: SplatWorkerConfig, service: Service) -> Served:
     loop.start()
     service.closing.push_async_callback(loop.stop)
     runtime = WorkerRuntime(
-        service, config, _identity(config, scenes, renderer), loop, partial(_report, scheduler, loop, scenes)
+        service, config, _identity(config, scenes, renderer), loop, partial(_report, scheduler, scenes)
     )
     scenes.changed = partial(_publish, scenes, runtime)
     tasks = await service.closing.enter_async_context(asyncio.TaskGroup())
@@ -141,11 +142,10 @@ def _publish(scenes: Scenes, runtime: WorkerRuntime) -> None:
         runtime.replace_assets(assets)
 
 
-def _report(scheduler: SplatScheduler, loop: EngineLoop[Frame], scenes: Scenes, state: worker_pb2.WorkerState) -> None:
+def _report(scheduler: SplatScheduler, scenes: Scenes, state: worker_pb2.WorkerState, setting: Setting) -> None:
     """What a frame costs now at each rung of each scene, in place of a step's cost, which frames do not have; and what
     is kept free for paths."""
     del state.step_costs[:]
-    setting = loop.snapshot().setting
     scale = setting.scale
     for due_s, ms in scheduler.ahead.scaled(scale.mean_ms):
         due_in_ms = (due_s - setting.now_s) * 1000

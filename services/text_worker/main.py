@@ -170,9 +170,9 @@ def _identity(config: TextWorkerConfig, loaded: LoadedModel) -> Identity:
     )
 
 
-def complete_state(store: KvStore, costs: TextCosts, state: worker_pb2.WorkerState, slowness: float) -> None:
+def complete_state(store: KvStore, costs: TextCosts, state: worker_pb2.WorkerState, setting: Setting) -> None:
     """What only a text worker knows; as all costs in a state, at the host's present speed."""
-    state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens * slowness
+    state.prefill_token_ms = costs.prefill.at(costs.chunk_tokens).mean_ms / costs.chunk_tokens * setting.scale.mean_ms
     state.queued_prefill_tokens = round(sum(load.setup_mean_ms for load in state.loads) / state.prefill_token_ms)
     state.free_kv_blocks, state.total_kv_blocks = store.pool.available, store.pool.blocks
     if (kept_s := store.pool.kept_s) is not None:

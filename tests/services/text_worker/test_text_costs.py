@@ -3,6 +3,7 @@
 import pytest
 
 from headway.cost import Cost, StepCurve
+from headway.planning import Setting
 from headway.v1 import worker_pb2
 from services.text_worker.costs import TextCosts, costs_of
 from services.text_worker.kv.pages import Pages
@@ -42,7 +43,7 @@ def test_a_state_has_all_costs_at_the_hosts_present_speed() -> None:
     layer = Layer(Attention(1, 1, 2, Rope(1e4, 2), 1.0), Mlp(2))
     small = Architecture("llama", 8, 2, (layer,), 512, 1e-5, True, frozenset())
     state = worker_pb2.WorkerState(loads=[worker_pb2.Load(setup_mean_ms=3 * 9.0)])
-    complete_state(KvStore(Pages(small, 9)), costs(7.5), state, 3.0)
+    complete_state(KvStore(Pages(small, 9)), costs(7.5), state, Setting(0.0, DECODE, 1, scale=Cost(3.0)))
     assert state.prefill_token_ms == pytest.approx(3 * 9.0 / 64)
     assert state.queued_prefill_tokens == 64
     assert (state.free_kv_blocks, state.total_kv_blocks) == (8, 8)
