@@ -38,7 +38,7 @@ from headway.errors import (
 from headway.half_open import HalfOpenCalls, as_stream, metadata_bytes, refusing
 from headway.lease import Secrets, follow_secrets
 from headway.load_report import LoadMeter
-from headway.standard_services import StandardServices, serves_debug
+from headway.standard_services import StandardServices, by_name, serves_debug
 from headway.telemetry import (
     UNKNOWN_TENANT,
     Metrics,
@@ -299,9 +299,10 @@ async def serve(
         port = _bind(server, config)
         served = await build(service)
         names = [item.name for item in served.registrations]
-        standard = StandardServices(server, names, service.load, debug=serves_debug(config))
+        added_to = by_name(server)
+        standard = StandardServices(added_to, names, service.load, debug=serves_debug(config))
         for registration in served.registrations:
-            registration.add(server)
+            registration.add(added_to)
         built()
         await server.start()
         await standard.serving()

@@ -1,7 +1,7 @@
 """What every server has beside its own services: health, load reports; reflection and channelz where they may be."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from grpc_channelz.v1 import channelz
@@ -46,3 +46,25 @@ def serves_debug(config: ServiceConfig) -> bool:
         return config.debug_services == "always"
     host = config.listen.rpartition(":")[0].strip("[]")
     return config.listen.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+class _ByName:
+    """See `by_name`."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """They were added by name."""
+
+
+def by_name(server: grpc.aio.Server) -> grpc.aio.Server:
+    """For adding services, whose methods it then finds by their names.
+
+    Generated code registers each method as well. Each of those has a task that waits for its next call, and with every
+    call that comes gRPC's server begins anew to wait for all of them: twenty in a router.
+    """
+    return cast(grpc.aio.Server, _ByName(server))
