@@ -94,6 +94,7 @@ def test_calls_are_counted_by_the_fault_that_met_them() -> None:
     assert figures["refused"] == {"SHED": 1}
     kill, stall = figures["by_fault"]
     assert (kill["fault"], kill["part"], kill["times"], kill["whole_again_s"]) == (KILL, "text worker", 2, 2.0)
+    assert kill["whole_again_most_s"] == 4.0
     assert kill["in_flight"]["calls"] == 3
     assert (kill["in_flight"]["right"], kill["in_flight"]["failed"]) == (2, 1)
     assert kill["sent_meanwhile"]["refused"] == 1
