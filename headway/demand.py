@@ -168,7 +168,9 @@ class Demand:
 
     def __init__(self) -> None:
         self._arrivals: tuple[_Arrival, ...] = ()
+        self._counted: tuple[_Arrival, ...] = ()
         self._expected: _Expected | None = None
+        """What follows from `_counted`."""
         self._shared_s = -math.inf
         """When others on the device last had something to do."""
 
@@ -176,7 +178,6 @@ class Demand:
         """Takes in a request, whatever becomes of it. Mutates what is expected."""
         arrival = _Arrival(setting.now_s, job.due_s - setting.now_s, offer_of(job, setting))
         self._arrivals = (*self._arrivals[-_MOST + 1 :], arrival)
-        self._expected = _count(self._arrivals, setting.now_s)
 
     def affordable(self, jobs: Sequence[Job], setting: Setting) -> list[Job]:
         """The jobs without the rungs that leave too little time for those who are expected."""
@@ -195,18 +196,23 @@ class Demand:
 
         Who has more patience than the horizon has time for a longer backlog.
         """
-        expected = self._expected if setting.commits else None
-        if expected is not None and setting.now_s - expected.counted_s > _STALE * expected.horizon_s:
-            expected = self._expected = _count(self._arrivals, setting.now_s)
-        if expected is None:
-            return None
         if setting.shared:
             self._shared_s = setting.now_s
-        if setting.now_s - self._shared_s < expected.horizon_s:
+        expected = self._expectation(setting.now_s) if setting.commits and not setting.shared else None
+        if expected is None or setting.now_s - self._shared_s < expected.horizon_s:
             return None
         horizon_s = max(expected.horizon_s, patience_s)
         over = _backlog_ms(jobs, setting, horizon_s) / (1000 * horizon_s) - _CALM
         return _prices_for(expected, over, setting.scale.mean_ms)
+
+    def _expectation(self, now_s: float) -> _Expected | None:
+        """What is expected, counted anew where somebody came since, or nobody for long."""
+        arrivals, expected = self._arrivals, self._expected
+        stale = expected is not None and now_s - expected.counted_s > _STALE * expected.horizon_s
+        if stale or arrivals is not self._counted:
+            expected = _count(arrivals, now_s)
+            self._counted, self._expected = arrivals, expected
+        return expected
 
 
 def _backlog_ms(jobs: Sequence[Job], setting: Setting, horizon_s: float) -> float:

@@ -178,8 +178,11 @@ def _decode(kind: type[Message], payload: bytes) -> Message:
 
 
 def _demand(payload: bytes) -> Iterable[Demand]:
+    # Workers tell each other after every step and admission: this is read hundreds of times a second.
     for deadline_s, remaining_ms in _DEMAND.iter_unpack(payload):
-        yield check_demand(Demand(deadline_s, remaining_ms))
+        if not (-math.inf < deadline_s < math.inf and 0 <= remaining_ms < math.inf):
+            check_demand(Demand(deadline_s, remaining_ms))
+        yield Demand(deadline_s, remaining_ms)
 
 
 def check_demand(item: Demand) -> Demand:

@@ -16,7 +16,7 @@ from services.router.view import BadReport, View, check_report, read_description
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 0.7
+SILENCE_S = 1.5
 """A worker reports at least every 0.25 s; one that is silent for this long is lost."""
 _DESCRIBE_S = 1.0
 _RETRY_S = 0.2

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from headway.cost import Cost
 from headway.errors import BudgetTooSmall, Shed
@@ -60,22 +61,23 @@ def check_path(job: Job, timetable: Timetable, setting: Setting, others: Demand,
         least_ms = whole + setting.overhead_ms + reserve_ms
         raise BudgetTooSmall(budget_ms=budget_ms + reserve_ms, least_budget_ms=least_ms)
     own = later_demand(timetable, 0, lowest.mean_ms * setting.scale.mean_ms)
-    over_ms = max(
-        (
-            _late_ms([*own, *others], due_s, setting.now_s)
-            for due_s, _ in (*own, *others)
-            if _late_ms(own, due_s, setting.now_s) <= 0 and _late_ms(others, due_s, setting.now_s) <= 0
-        ),
-        default=0.0,
-    )
+    over_ms = _over_ms(own, others, setting.now_s)
     if over_ms > 0:
         why = f"refused under load: its frames would be {over_ms:.0f} ms too much for what is admitted"
         raise Shed(why, retry_after_s=over_ms / 1000)
 
 
-def _late_ms(demand: Demand, due_s: float, now_s: float) -> float:
-    """How much more is due by a time than fits in before it."""
-    return sum(ms for other_s, ms in demand if other_s <= due_s) - (due_s - now_s) * 1000
+def _over_ms(own: Demand, others: Demand, now_s: float) -> float:
+    """How much more than fits is due by any time by which each of both, alone, would be done."""
+    most_ms, own_ms, others_ms = 0.0, 0.0, 0.0
+    rows = sorted([*((due_s, ms, 0.0) for due_s, ms in own), *((due_s, 0.0, ms) for due_s, ms in others)])
+    for due_s, due in groupby(rows, key=itemgetter(0)):
+        for _, mine_ms, theirs_ms in due:
+            own_ms, others_ms = own_ms + mine_ms, others_ms + theirs_ms
+        room_ms = (due_s - now_s) * 1000
+        if own_ms <= room_ms and others_ms <= room_ms:
+            most_ms = max(most_ms, own_ms + others_ms - room_ms)
+    return most_ms
 
 
 @dataclass(frozen=True, slots=True)
