@@ -22,7 +22,7 @@ from headway.engine import Batch, Device, Engine, Lease, Observer, Pulse, Schedu
 from headway.errors import Draining, Expired, Failed, HeadwayError, Refused
 from headway.host_speed import HostSpeed
 from headway.jobs import demand_of, jobs_of
-from headway.planning import Job, QueuePlan, Setting
+from headway.planning import Job, QueuePlan, Setting, hopeless
 from headway.policy import Planned, Policy
 from headway.promises import Promises, share_of_target
 from headway.running_step import RunningStep, begin
@@ -322,6 +322,9 @@ class EngineLoop(Generic[W]):
         jobs, scale = self._jobs(now_s), self._host.scale
         setting = self._setting(now_s, others=len(jobs) - 1)
         plan = self.policy.plan(jobs, setting)
+        for key in hopeless(plan, setting):
+            events.append(self._expire(self._works[key], "the deadline cannot be met any more", now_s))
+            del plan[key]
         self._follow(plan)
         works = [self._works[key] for key in self.policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, scale) if works else None
@@ -343,10 +346,13 @@ class EngineLoop(Generic[W]):
             if work.ticket.cancelled:
                 self._remove(work)
             elif work.ticket.budget.remaining_s(now_s) <= 0:
-                events.append((work.ticket, Expired("the deadline passed before the work was done")))
-                self.policy.ended(share_of_target(work.ticket, now_s))
-                self._remove(work)
+                events.append(self._expire(work, "the deadline passed before the work was done", now_s))
         return events
+
+    def _expire(self, work: W, why: str, now_s: float) -> tuple[Ticket, Event]:
+        self.policy.ended(share_of_target(work.ticket, now_s))
+        self._remove(work)
+        return work.ticket, Expired(why)
 
     def _step(self, batch: Batch[W], between_s: float, lease: Lease) -> None:
         start_s = self._clock()

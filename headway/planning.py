@@ -17,8 +17,8 @@ from headway.rung_search import HOPELESS, best_levels
 from headway.v1 import common_pb2
 
 __all__ = [
-    "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check", "check_budget", "late_ms",
-    "plan_queue", "predict", "reason_of", "shed",
+    "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check", "check_budget", "hopeless",
+    "late_ms", "plan_queue", "predict", "reason_of", "shed",
 ]  # fmt: skip
 
 
@@ -111,9 +111,23 @@ def late_ms(limit_s: float, finish: Cost, setting: Setting, quantile: float) -> 
     return finish.quantile_ms(quantile) + kept_ms - (limit_s - setting.now_s) * 1000
 
 
-def _idle_ms(job: Job, setting: Setting) -> float:
+def hopeless(plan: QueuePlan, setting: Setting) -> list[int]:
+    """Keys of those that would be late with all but a small chance even if they began now, alone and at their lowest.
+
+    By deadline they would come first, and so take the time of others that could still be kept, one after the other. A
+    text is left as it is: it may end after the token that it has.
+    """
+    if not setting.commits:
+        return []
+    late = (choice.job for choice in plan.values() if late_ms(choice.job.due_s, choice.finish, setting, 0.5) > 0)
+    surely = min(HOPELESS, 1 - setting.admission_quantile)
+    return [job.key for job in late if _idle_ms(job, setting, surely) > (job.due_s - setting.now_s) * 1000]
+
+
+def _idle_ms(job: Job, setting: Setting, quantile: float | None = None) -> float:
+    """What the job takes at least on an idle worker, at the admission quantile or another one."""
     (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=(), busy_ms=0.0))
-    return cheapest.quantile_ms(setting.admission_quantile) + setting.overhead_ms
+    return cheapest.quantile_ms(quantile or setting.admission_quantile) + setting.overhead_ms
 
 
 def _broken_by(admitted: Sequence[Job], job: Job, together: QueueModel) -> str | None:

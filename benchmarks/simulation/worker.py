@@ -17,7 +17,7 @@ from headway.deadline import Budget
 from headway.errors import Expired, HeadwayError, Refused
 from headway.host_speed import HostSpeed
 from headway.jobs import demand_of, jobs_of
-from headway.planning import Job, QueuePlan, Setting
+from headway.planning import Job, QueuePlan, Setting, hopeless
 from headway.policy import Policy
 from headway.quality import Rung, read_wish
 from headway.running_step import RunningStep, begin
@@ -194,6 +194,9 @@ class VirtualWorker:
         jobs = [self._scheduler.job(each.work, now_s) for each in self._admitted.values()]
         setting = self._setting(now_s, others=len(jobs) - 1)
         plan = self._policy.plan(jobs, setting)
+        for key in hopeless(plan, setting):
+            self._answer(self._admitted[key].ticket, Expired("the deadline cannot be met any more"), now_s)
+            del plan[key]
         self._follow(plan)
         works = [self._admitted[key].work for key in self._policy.ready(plan, setting)]
         batch = self._scheduler.next_batch(works, now_s, self._speed.scale) if works else None

@@ -33,12 +33,12 @@ class Sum:
 class SumScheduler:
     """Whatever is ready goes together, at most `max_batch`; a step is said to cost `step_ms`."""
 
-    def __init__(self, step_ms: float, max_batch: int = 8) -> None:
+    def __init__(self, step_ms: float, max_batch: int = 8, *, commits: bool = False) -> None:
         self.curve = StepCurve(((1, Cost(step_ms)),))
-        self.max_batch = max_batch
+        self.max_batch, self.commits = max_batch, commits
 
     def setting(self, now_s: float, foreign: Any, scale: Cost) -> Setting:
-        return Setting(now_s, self.curve, self.max_batch, scale, foreign)
+        return Setting(now_s, self.curve, self.max_batch, scale, foreign, commits=self.commits)
 
     def job(self, work: Sum, now_s: float) -> Job:
         ticket = work.ticket

@@ -18,7 +18,7 @@ from headway.deadline import Budget
 from headway.device import DeviceArbiter, DeviceClient, Lease
 from headway.engine import Batch, Pulse
 from headway.engine_loop import EngineLoop
-from headway.errors import Shed
+from headway.errors import Expired, Shed
 from headway.ticket import Finished
 
 
@@ -42,11 +42,13 @@ class Contended(Alone):
 
 
 @asynccontextmanager
-async def stepped(device: Alone, *, max_batch: int = 8) -> AsyncIterator[tuple[EngineLoop[Sum], SumEngine]]:
+async def stepped(
+    device: Alone, *, max_batch: int = 8, commits: bool = False, clock: SteppedClock | None = None
+) -> AsyncIterator[tuple[EngineLoop[Sum], SumEngine]]:
     """Steps of 10 ms on a clock that stands still."""
     engine = SumEngine()
-    scheduler = SumScheduler(10.0, max_batch)
-    loop = EngineLoop(scheduler, engine, clock=SteppedClock(), device=device, observer=Quiet(), name="sum")
+    scheduler = SumScheduler(10.0, max_batch, commits=commits)
+    loop = EngineLoop(scheduler, engine, clock=clock or SteppedClock(), device=device, observer=Quiet(), name="sum")
     loop.start()
     yield loop, engine
     engine.gate.set()
@@ -141,6 +143,25 @@ async def test_a_stop_does_not_wait_for_a_busy_device(tmp_path: Path) -> None:
         await holding
         for client in (worker, holder, patient):
             await asyncio.to_thread(client.close)
+
+
+async def test_no_step_is_spent_on_who_cannot_be_in_time_any_more() -> None:
+    """It was in time when it was admitted; then others had the device."""
+    device, clock = Contended(), SteppedClock()
+    async with (
+        stepped(device, max_batch=1, commits=True, clock=clock) as (loop, engine),
+        loop.submit(due_in(0.5)) as late,
+        loop.submit(due_in(9.0)) as patient,
+    ):
+        await device.asked.wait()
+        clock.now_s = 0.495  # a step takes 10 ms, and two are left at the lowest rung
+        engine.gate.set()
+        device.free.set()
+        left = await outcome(late)
+        assert isinstance(left, Expired)
+        assert "cannot be met" in left.message
+        await outcome(patient)
+        assert {key for batch in engine.batches for key in batch} == {patient.key}
 
 
 class Exclusive(SumEngine):

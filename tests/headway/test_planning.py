@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headway.cost import Cost, Load, StepCurve
 from headway.errors import BudgetTooSmall, Shed
 from headway.jobs import DEMAND_BUCKETS, demand_of
-from headway.planning import Job, Option, Setting, admit, plan_queue, predict, reason_of
+from headway.planning import Job, Option, Setting, admit, hopeless, plan_queue, predict, reason_of
 from headway.quality import Rung
 from headway.v1 import common_pb2
 
@@ -273,3 +273,14 @@ def test_no_more_is_told_than_fits_and_never_less_work_by_any_time(dues_s: list[
     for place, due_s in enumerate(sorted(dues_s), start=1):
         assert sum(ms for told_s, ms in rows if told_s <= due_s) >= place * 400.0 - 1e-6
     assert sum(ms for _, ms in rows) == pytest.approx(len(dues_s) * 400.0)
+
+
+def test_hopeless_is_who_would_be_late_even_alone() -> None:
+    commits = replace(ALONE, commits=True)
+    behind = [job(key, 0.25) for key in (1, 2, 3)]
+    assert hopeless(plan_queue(behind, commits), commits) == [], "the third is late behind the others alone"
+    plan = plan_queue([*behind, job(4, 0.09)], commits)
+    assert hopeless(plan, commits) == [4]
+    assert hopeless(plan, ALONE) == [], "a text may end after the token that it has"
+    doubtful = replace(commits, curve=StepCurve(((1, Cost(100.0, 100.0)),)))
+    assert hopeless(plan_queue([job(1, 0.09)], doubtful), doubtful) == [], "it may yet be quicker than that"
