@@ -23,7 +23,7 @@ from headway.channels import OPEN, Credentials, open_channel
 from headway.continuing import Again, Continuation, Frames, Images, Text
 from headway.deadline import Clock
 from headway.errors import DETAILS_KEY, HeadwayError, RemoteError, WorkerLost, from_rpc_error
-from headway.telemetry import inject
+from headway.tracing import inject
 from headway.v1 import errors_pb2, image_pb2, splat_pb2, text_pb2
 
 MOST_ATTEMPTS = 8

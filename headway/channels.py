@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from headway.deadline import Budget
-from headway.telemetry import Metadata, inject
+from headway.tracing import Metadata, inject
 
 API_KEY_HEADER = "authorization"
 

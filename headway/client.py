@@ -17,7 +17,7 @@ import grpc
 from headway.channels import OPEN, Credentials, open_channel, open_sync_channel
 from headway.direct import FRAME, IMAGES, TEXT, DirectPath
 from headway.errors import from_rpc_error
-from headway.telemetry import inject
+from headway.tracing import inject
 from headway.v1 import (
     image_pb2,
     image_pb2_grpc,

@@ -21,7 +21,7 @@ from headway.deadline import Clock
 from headway.errors import DETAILS_KEY, HeadwayError, RemoteError, from_rpc_error
 from headway.lease import HEADER
 from headway.prompts import MOST_PICKED_BYTES, canonical_prompt
-from headway.telemetry import Metadata, inject
+from headway.tracing import Metadata, inject
 from headway.v1 import common_pb2, errors_pb2, image_pb2, router_pb2, router_pb2_grpc, splat_pb2, text_pb2
 
 _CONNECT_S = 0.25

@@ -39,19 +39,9 @@ from headway.half_open import HalfOpenCalls, as_stream, metadata_bytes, refusing
 from headway.lease import Secrets, follow_secrets
 from headway.load_report import LoadMeter
 from headway.standard_services import StandardServices, by_name, serves_debug
-from headway.telemetry import (
-    UNKNOWN_TENANT,
-    Metrics,
-    MetricsEndpoint,
-    Outcome,
-    Span,
-    Tracing,
-    extract,
-    outcome_of,
-    start,
-    watch_loop_lag,
-)
+from headway.telemetry import UNKNOWN_TENANT, Metrics, MetricsEndpoint, Outcome, Span, outcome_of, watch_loop_lag
 from headway.tls import CertificateError, ServerCertificates
+from headway.tracing import Tracing, extract, start
 from headway.upstream import UpstreamCredentials
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import grpc
 from headway.channels import Credentials, open_channel, read_credentials
 from headway.config import UpstreamConfig
 from headway.deadline import Clock
-from headway.telemetry import Metadata
 from headway.tls import check_authority, check_pair
+from headway.tracing import Metadata
 from headway.watched import LOOK_S, Watched
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from headway.deadline import Budget, Clock, budget_of
 from headway.errors import BadInput, Cancelled, Expired, Failed, HeadwayError, TooManyCalls, Unimplemented
 from headway.lease import HEADER as LEASE_HEADER
 from headway.server import Registration, tenant_of_call
-from headway.telemetry import UNKNOWN_TENANT, Metadata, Outcome, Span, extract, inject, outcome_of
+from headway.telemetry import UNKNOWN_TENANT, Outcome, Span, outcome_of
+from headway.tracing import Metadata, extract, inject
 from headway.v1 import ext_proc_pb2, ext_proc_pb2_grpc
 from services.router.ext_proc import (
     SERVICE,

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from headway.channels import onward
 from headway.deadline import Budget, Clock
 from headway.errors import BadInput, HeadwayError, from_rpc_error
-from headway.telemetry import Metadata
+from headway.tracing import Metadata
 from headway.v1 import common_pb2, errors_pb2, splat_pb2
 from services.router.forwarding import no_worker
 from services.router.identity import ROUTER

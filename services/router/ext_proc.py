@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import struct_pb2
 
 from headway.errors import HeadwayError, to_trailers
-from headway.telemetry import Metadata
+from headway.tracing import Metadata
 from headway.v1 import ext_proc_pb2
 from services.router.http_call import to_wire
 

@@ -26,7 +26,8 @@ from headway.errors import (
     from_rpc_error,
 )
 from headway.server import tenant_of_call
-from headway.telemetry import Span, Tracing
+from headway.telemetry import Span
+from headway.tracing import Tracing
 from headway.v1 import common_pb2, errors_pb2
 from services.router.member import Member
 from services.router.methods import Method

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import grpc
 
 from headway.errors import BadInput, HeadwayError, Unimplemented, from_rpc_error
-from headway.telemetry import Metadata
+from headway.tracing import Metadata
 
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS = {"H": 3600, "M": 60, "S": 1}

@@ -1,7 +1,7 @@
 """How the router tells workers who it is, and on whose behalf it calls."""
 
 from headway.lease import HEADER, LeaseSigner
-from headway.telemetry import Metadata
+from headway.tracing import Metadata
 from headway.upstream import UpstreamCredentials
 
 ROUTER = "router"

@@ -9,7 +9,8 @@ import grpc
 
 from headway.deadline import Budget, Clock, floor_to_wire_s
 from headway.prefix import tenant_salt
-from headway.telemetry import CacheResult, Metrics, Span, Tracing, inject
+from headway.telemetry import CacheResult, Metrics, Span
+from headway.tracing import Tracing, inject
 from headway.upstream import Connection, UpstreamCredentials
 from headway.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.router.breaker import Breaker

@@ -15,7 +15,8 @@ from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
 from headway.telemetry import Answer as CountedAnswer
-from headway.telemetry import CacheResult, Metrics, Span, Tracing
+from headway.telemetry import CacheResult, Metrics, Span
+from headway.tracing import Tracing
 from headway.v1 import common_pb2, keda_pb2_grpc, router_pb2, router_pb2_grpc, splat_pb2
 from services.router import keda
 from services.router.asking import Asker

@@ -11,7 +11,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from headway.local_redis import LocalRedis
 from headway.requests import images_request
-from headway.telemetry import Span, inject, start
+from headway.telemetry import Span
+from headway.tracing import inject, start
 
 
 class SpanCollector(trace_service_pb2_grpc.TraceServiceServicer):

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 
 from headway import server
 from headway.requests import text_request
-from headway.telemetry import Tracing
+from headway.tracing import Tracing
 
 PROMPT, KEY = "tell nobody of the purple giraffe", "a-key-that-is-nobody-elses"
 

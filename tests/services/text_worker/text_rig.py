@@ -15,7 +15,8 @@ import pytest
 
 from headway.errors import RemoteError, from_rpc_error
 from headway.server import StartError, serve
-from headway.telemetry import Metadata, Span
+from headway.telemetry import Span
+from headway.tracing import Metadata
 from headway.v1 import common_pb2, text_pb2, text_pb2_grpc
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.main import build
