@@ -18,8 +18,8 @@ What is counted:
 - right: every token, its offset and the text are those that one worker gave before, alone; frames are its bytes at the
   rung that was served, none of a path skipped; images are its pixels within 2 of 255; how many are bit-equal is told.
 
-With one wrong answer nothing is written, and the exit code is 1. Results: `benchmarks/results/chaos.json`. About 13
-minutes, 10 of them under faults; `--quick` less than two, with few faults, and only to see that it runs.
+With one wrong answer nothing is written, and the exit code is 1. Results: `benchmarks/results/chaos.json`, at another
+`--load` with that in the name. About 13 minutes, 10 of them under faults; `--quick` less than two, with few faults, and only to see that it runs.
 """
 
 import asyncio
@@ -123,7 +123,8 @@ def main(
     plan = QUICK if quick else Plan()
     plan = replace(plan, seconds=seconds or plan.seconds, load=load)
     figures = asyncio.run(measure(plan, seed))
-    console.print(f"written to {write('chaos-quick' if quick else 'chaos', {'quick': quick, **figures})}")
+    name = "chaos-quick" if quick else "chaos" if load == LOAD else f"chaos-{load:g}"
+    console.print(f"written to {write(name, {'quick': quick, **figures})}")
 
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

@@ -249,12 +249,8 @@ class _Loop:
     def _ask(self, _: int) -> None:
         number = next(self._left, None)
         if number is not None:
-            prompt, now_s, level = (
-                canonical_tokens(self._prompts[number]),
-                self.clock.now_s,
-                service_level(exact="100%"),
-            )
-            due_s = now_s + _DEADLINE_S
+            prompt, now_s = canonical_tokens(self._prompts[number]), self.clock.now_s
+            due_s, level = now_s + _DEADLINE_S, service_level(exact="100%")
             self._router.take(Request(number, self._any, number, level, "normal", "", now_s, due_s, prompt))
 
     def _over(self, request: Request, what: Rung | HeadwayError, admitted: bool) -> None:
