@@ -19,7 +19,8 @@ What is counted:
   rung that was served, none of a path skipped; images are its pixels within 2 of 255; how many are bit-equal is told.
 
 With one wrong answer nothing is written, and the exit code is 1. Results: `benchmarks/results/chaos.json`, at another
-`--load` with that in the name. About 13 minutes, 10 of them under faults; `--quick` less than two, with few faults, and only to see that it runs.
+`--load` with that in the name. About 13 minutes, 10 of them under faults; `--quick` less than two, with few faults, and
+only to see that it runs.
 """
 
 import asyncio
