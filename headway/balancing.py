@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headway.channels import OPEN, Credentials, open_channel
 from headway.continuing import Again, Continuation, Frames, Images, Text
-from headway.deadline import Clock
+from headway.deadline import PROMISED, Clock
 from headway.errors import DETAILS_KEY, HeadwayError, RemoteError, WorkerLost, from_rpc_error
 from headway.tracing import inject
 from headway.v1 import errors_pb2, image_pb2, splat_pb2, text_pb2
@@ -88,11 +88,11 @@ class _Router:
             if call.cancel():
                 self._gave_up.add(call)
 
-    async def received(self, rpc: _Rpc, raw: bytes, timeout_s: float) -> AsyncGenerator[Any, None]:
-        """The answer's messages. Raises a `HeadwayError`, or `_Lost`."""
+    async def received(self, rpc: _Rpc, raw: bytes, timeout_s: float, *, promised: bool) -> AsyncGenerator[Any, None]:
+        """The answer's messages; `promised`: another router began it. Raises a `HeadwayError`, or `_Lost`."""
         make: Any = self._channel.unary_stream if rpc.streams else self._channel.unary_unary
         method = make(rpc.path, response_deserializer=rpc.response.FromString)
-        call = method(raw, timeout=timeout_s, metadata=inject(self._own))
+        call = method(raw, timeout=timeout_s, metadata=inject((*self._own, PROMISED) if promised else self._own))
         self._calls.add(call)
         try:
             if not rpc.streams:
@@ -175,7 +175,7 @@ class BalancedHeadway:
             last, left_s = router, max(0.0, until_s - self._clock())
             failure: HeadwayError
             try:
-                async with aclosing(router.received(rpc, raw, left_s)) as received:
+                async with aclosing(router.received(rpc, raw, left_s, promised=begun)) as received:
                     async for message in received:
                         if attempt == 0 or answer.rest(message):
                             begun = True

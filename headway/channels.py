@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from headway.deadline import Budget
+from headway.deadline import PROMISED, Budget
 from headway.tracing import Metadata, inject
 
 API_KEY_HEADER = "authorization"
@@ -111,5 +111,6 @@ class CallOptions:
 
 
 def onward(budget: Budget, now_s: float, metadata: Sequence[tuple[str, str | bytes]] = ()) -> CallOptions:
-    """The rest of `budget` and the current trace, for a call to the next hop. Raises `Expired` when nothing is left."""
-    return CallOptions(budget.onward_timeout_s(now_s), inject(metadata))
+    """The rest of `budget`, its mark and the current trace, for a call to the next hop. Raises `Expired`."""
+    marks = (PROMISED,) if budget.promised else ()
+    return CallOptions(budget.onward_timeout_s(now_s), inject((*metadata, *marks)))

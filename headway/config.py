@@ -220,6 +220,10 @@ class WorkerConfig(ServiceConfig):
     admission_quantile: float = setting(
         0.999, "work is admitted when this share comes by its deadline", group="Quality", unit="SHARE", gt=0, lt=1
     )
+    failover_share: float = setting(
+        0.5, "of the time that work may wait, beyond the first seconds, this share is kept free at admission, for "
+        "answers that other workers lose", group="Quality", unit="SHARE", ge=0, lt=1,
+    )  # fmt: skip
     lease_secret: Annotated[FilePath | None, OrOff] = setting(
         None, "file with the secret that the mesh's routers share with its workers, or several, a line each, of which "
         "all are good; read anew when it changes: work is then taken only with a router's lease, which names the "

@@ -214,6 +214,8 @@ def play(loads: Sequence[Load], curve: StepCurve, max_batch: int) -> tuple[list[
     Each step takes the longest run of loads from the front whose items fit in `max_batch`; a load larger than that goes
     alone, in several passes. Plain numbers, because this is the planner's inner loop. Pure; O(n log n).
     """
+    if max_batch == 1:
+        return _play_in_turn(loads, curve)
     means, variances = [0.0] * len(loads), [0.0] * len(loads)
     mean_ms, var_ms2, played, items = 0.0, 0.0, 0, 0
     ends: list[int] = []  # a heap of the steps after which loads are done
@@ -245,6 +247,19 @@ def play(loads: Sequence[Load], curve: StepCurve, max_batch: int) -> tuple[list[
         for each in done_at[end]:
             means[each], variances[each] = mean_ms, var_ms2
             items -= loads[each].items
+    return means, variances
+
+
+def _play_in_turn(loads: Sequence[Load], curve: StepCurve) -> tuple[list[float], list[float]]:
+    """As `play`, of loads that never share a step."""
+    means, variances, mean_ms, var_ms2 = list[float](), list[float](), 0.0, 0.0
+    for load in loads:
+        mean_ms, var_ms2 = mean_ms + load.setup.mean_ms, var_ms2 + load.setup.var_ms2
+        if load.steps_left:
+            step = curve.step(load.items, 1)
+            mean_ms, var_ms2 = mean_ms + load.steps_left * step.mean_ms, var_ms2 + load.steps_left * step.var_ms2
+        means.append(mean_ms)
+        variances.append(var_ms2)
     return means, variances
 
 

@@ -7,7 +7,7 @@ first line and gives what is left to the calls that it makes. Budgets combine by
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from headway.errors import Expired
 
@@ -23,6 +23,10 @@ _WIRE_GRID_MS = (
     (10_000_000, 10_000),
     (100_000_000, 100_000),
 )
+PROMISED = ("headway-promised", "1")
+"""Metadata of a call for the rest of an answer that was cut off: it was admitted before, so that it may use what is
+kept free for such (`headway.jobs.Setting.failover_ms`). Who claims it without need is only let in to wait for longer.
+"""
 _ROUNDED_MS = 2
 """Before that it makes a deadline of the timeout in whole ms, rounded up, and adds one: 1.899 s arrives as 1.9096."""
 
@@ -53,6 +57,8 @@ class Budget:
     """When the caller stops waiting."""
     reserve_s: float
     """Kept back for the way home."""
+    promised: bool = False
+    """For the rest of an answer that another server began: see `PROMISED`."""
 
     @property
     def due_s(self) -> float:
@@ -84,6 +90,11 @@ class Budget:
     def capped(self, due_s: float) -> "Budget":
         """The same budget, due at `due_s` if that is earlier."""
         return replace(self, deadline_s=min(self.deadline_s, due_s + self.reserve_s))
+
+
+def is_promised(context: Any) -> bool:
+    """Whether a servicer's call is marked with `PROMISED`."""
+    return PROMISED in (context.invocation_metadata() or ())
 
 
 def budget_of(

@@ -220,7 +220,7 @@ def _backlog_ms(jobs: Sequence[Job], setting: Setting, horizon_s: float) -> floa
     own_ms = sum(
         _device_ms(job.options[-1].load, setting) * _pressing(job.due_s - setting.now_s, horizon_s) for job in jobs
     )
-    later_ms = sum(work_ms * _pressing(due_s - setting.now_s, horizon_s) for due_s, work_ms in setting.foreign)
+    later_ms = sum(work_ms * _pressing(due_s - setting.now_s, horizon_s) for due_s, work_ms in setting.beside)
     return setting.busy_ms + own_ms * setting.scale.mean_ms + later_ms
 
 

@@ -17,7 +17,7 @@ import grpc
 
 from headway.channels import Credentials, open_channel
 from headway.continuing import Again, Continuation, Images, Text
-from headway.deadline import Clock
+from headway.deadline import PROMISED, Clock
 from headway.errors import DETAILS_KEY, HeadwayError, RemoteError, from_rpc_error
 from headway.lease import HEADER
 from headway.prompts import MOST_PICKED_BYTES, canonical_prompt
@@ -119,6 +119,7 @@ class DirectPath:
                 raw = following
                 break
         own = self._credentials.metadata()
+        own = (*own, PROMISED) if begun else own
         async with aclosing(self._received(rpc, self._router, raw, until_s, own)) as received:
             async for message in received:
                 if not begun or answer.rest(message):

@@ -140,6 +140,9 @@ class Snapshot:
 
     now_s: float
     setting: Setting
+    """Of this worker's own work alone: nothing of what others do, or it itself will do later, is in it."""
+    foreign: Foreign
+    """What others on the device have to do."""
     choices: tuple[Choice, ...]
     """By deadline."""
     in_flight: int

@@ -152,14 +152,16 @@ class EngineLoop(Generic[W]):
 
     def _admit(self, work: W) -> None:
         ticket = work.ticket
-        self._asked(work, self.policy.check)  # without the lock: a no need not wait for the engine's plan to be made
+        if not ticket.counted:
+            self._asked(work, self.policy.check)  # without the lock: a no need not wait for the engine's plan
         with self._changed:
-            plan, setting = self._asked(work, self.policy.admit)
+            plan, setting = self._asked(work, self.policy.join if ticket.counted else self.policy.admit)
             choice = plan[ticket.key]
             self._promises.make(ticket, choice, setting, self.policy.reason(choice, setting, ticket.wish))
             self._works[ticket.key] = work
             self._follow(plan)
-            self._device.declare(demand_of(jobs_of(plan), setting))
+            if not ticket.counted:
+                self._device.declare(demand_of(jobs_of(plan), setting))
             self._device.hurry(ticket.budget.due_s - setting.kept_s)
             self._changed.notify_all()
         self._tell_watchers()
@@ -172,6 +174,8 @@ class EngineLoop(Generic[W]):
         ticket.budget.check(now_s)
         planned, job, running = self._planned_jobs(), self._scheduler.job(work, now_s), self._running
         setting = self._setting(now_s, others=len(planned))
+        if ticket.follows or ticket.budget.promised:
+            setting = replace(setting, failover_share=0.0)
         if running is not None:
             busy_ms = max(running.busy_ms(now_s), setting.busy_ms)  # one of them: a device runs one step at a time
             planned, setting = running.jobs(planned), replace(setting, busy_ms=busy_ms)
@@ -185,7 +189,7 @@ class EngineLoop(Generic[W]):
         """What is planned with; alone on the device, a caller may cut its deadline as fine as it likes."""
         foreign = self._device.others()
         setting = self._scheduler.setting(now_s, foreign, self._host.scale)
-        stall_ms = self._host.stall_ms if others or setting.foreign else setting.stall_ms
+        stall_ms = self._host.stall_ms if others or setting.beside else setting.stall_ms
         return replace(setting, busy_ms=self._foreign_busy_ms(now_s), stall_ms=stall_ms, shared=bool(foreign))
 
     def _foreign_busy_ms(self, now_s: float) -> float:
@@ -423,12 +427,17 @@ class EngineLoop(Generic[W]):
         with self._changed:
             now_s = self._clock()
             setting = self._scheduler.setting(now_s, (), self._host.scale)
-            self._device.others()
+            foreign = self._device.others()
             busy_ms = self._foreign_busy_ms(now_s)  # what is admitted here has the step in it that runs here
             choices = [work.ticket.choice for work in self._works.values() if work.ticket.choice is not None]
             choices.sort(key=lambda choice: choice.job.due_s)
             return Snapshot(
-                now_s, replace(setting, foreign=(), busy_ms=busy_ms), tuple(choices), len(self._works), self._draining
+                now_s,
+                replace(setting, later=(), busy_ms=busy_ms),
+                foreign,
+                tuple(choices),
+                len(self._works),
+                self._draining,
             )
 
 

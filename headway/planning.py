@@ -18,7 +18,7 @@ from headway.v1 import common_pb2
 
 __all__ = [
     "Choice", "Job", "Option", "QueuePlan", "Setting", "admit", "at_present", "check", "check_budget", "hopeless",
-    "late_ms", "plan_queue", "predict", "reason_of", "shed",
+    "join", "late_ms", "plan_queue", "predict", "reason_of", "shed",
 ]  # fmt: skip
 
 
@@ -51,6 +51,13 @@ def admit(admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: fl
     return plan
 
 
+def join(admitted: Sequence[Job], job: Job, setting: Setting) -> QueuePlan:
+    """What a job gets until all are planned again for which room is kept: nobody is asked whether it fits."""
+    model = QueueModel([*admitted, job], setting)
+    place = model.order.index(job)
+    return {job.key: Choice(job, model.bottom[place], model.costs(model.bottom)[place])}
+
+
 def check(admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float = 0.0) -> QueueModel:
     """Whether `job` can be kept beside what is admitted; returns all of them as the planner's model has them.
 
@@ -81,7 +88,7 @@ def reason_of(job: Job, level: int, setting: Setting, *, exact: bool, floored: b
         return common_pb2.RUNG_REASON_BEST_FIT
     if floored and level == len(job.options) - 1:
         return common_pb2.RUNG_REASON_FLOOR
-    best_alone = plan_queue([job], replace(setting, foreign=()))[job.key].level
+    best_alone = plan_queue([job], replace(setting, foreign=(), later=()))[job.key].level
     return common_pb2.RUNG_REASON_QUEUE_PRESSURE if best_alone < level else common_pb2.RUNG_REASON_BEST_FIT
 
 
@@ -96,7 +103,7 @@ def at_present(own: Cost, due_s: float, setting: Setting) -> Cost:
 
     That is the step that runs now, and foreign work that is due earlier.
     """
-    return own.scaled(setting.scale) + Cost(setting.busy_ms + ahead_ms(due_s - setting.kept_s, setting.foreign))
+    return own.scaled(setting.scale) + Cost(setting.busy_ms + ahead_ms(due_s - setting.kept_s, setting.beside))
 
 
 def _own_finish(order: Sequence[Job], levels: Sequence[int], setting: Setting) -> list[Cost]:
@@ -126,7 +133,7 @@ def hopeless(plan: QueuePlan, setting: Setting) -> list[int]:
 
 def _idle_ms(job: Job, setting: Setting, quantile: float | None = None) -> float:
     """What the job takes at least on an idle worker, at the admission quantile or another one."""
-    (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=(), busy_ms=0.0))
+    (cheapest,) = predict([job.options[-1].load], replace(setting, foreign=(), later=(), busy_ms=0.0))
     return cheapest.quantile_ms(quantile or setting.admission_quantile) + setting.overhead_ms
 
 
@@ -134,7 +141,8 @@ def _broken_by(admitted: Sequence[Job], job: Job, together: QueueModel) -> str |
     """What would be late with `job` admitted and everyone lowered; None when nothing new would."""
     late = dict(zip((one.key for one in together.order), together.admission_lateness_ms(), strict=True))
     if late[job.key] > 0:
-        return f"it would be {late[job.key]:.0f} ms late behind {len(admitted)} admitted requests"
+        kept = ", with what is kept free for answers that others lose" if together.setting.failover_share else ""
+        return f"it would be {late[job.key]:.0f} ms late behind {len(admitted)} admitted requests{kept}"
     if max(late.values()) <= 0 and max(together.foreign_lateness_ms(), default=0.0) <= 0:
         return None
     before = QueueModel(admitted, together.setting)
@@ -176,9 +184,9 @@ def _lowers_high(admitted: Sequence[Job], plan: QueuePlan, setting: Setting) -> 
 def shed(admitted: Sequence[Job], job: Job, setting: Setting, why: str) -> Shed:
     """A refusal that says when the queue will have drained far enough for the same request to fit."""
     model = QueueModel(admitted, setting)
-    foreign_ms = sum(work_ms for _, work_ms in setting.foreign)
+    foreign_ms = sum(work_ms for _, work_ms in setting.beside)
     queued_ms = max(model.finish(model.bottom)[0], default=0.0) * setting.scale.mean_ms
     drain_ms = setting.busy_ms + queued_ms + foreign_ms
     alone_ms = _idle_ms(job, setting)
-    spare_ms = (job.due_s - setting.now_s) * 1000 - alone_ms
+    spare_ms = (job.due_s - setting.now_s) * 1000 - alone_ms - setting.failover_ms(job.due_s, alone_ms)
     return Shed(f"refused under load: {why}", retry_after_s=max(alone_ms, drain_ms - spare_ms) / 1000)

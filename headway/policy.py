@@ -34,6 +34,7 @@ from headway.planning import (
     at_present,
     check,
     check_budget,
+    join,
     late_ms,
     plan_queue,
     reason_of,
@@ -63,6 +64,9 @@ class Policy(Protocol):
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         """The plan with `job` in it, or a refusal (`BudgetTooSmall`, `Shed`) that changes nothing."""
 
+    def join(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        """As `admit`, of a job that room was kept for: what it gets now; of the others there may be nothing."""
+
     def ready(self, plan: QueuePlan, setting: Setting) -> Sequence[int]:
         """Keys of what may go into the next step, most preferred first."""
 
@@ -86,6 +90,9 @@ class Greedy:
 
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         return admit(admitted, job, setting, reserve_ms=reserve_ms)
+
+    def join(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        return join(admitted, job, setting)
 
     def ready(self, plan: QueuePlan, setting: Setting) -> Sequence[int]:
         return tuple(plan)
@@ -168,6 +175,9 @@ class Fixed(Greedy):
         pinned = [self._place.pin(other) for other in admitted]
         return admit(pinned, self._place.pin(job), setting, reserve_ms=reserve_ms)
 
+    def join(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        return self.admit(admitted, job, setting, reserve_ms=reserve_ms)
+
     def reason(self, choice: Choice, setting: Setting, wish: Wish) -> common_pb2.RungReason:
         return _reason(wish)
 
@@ -199,6 +209,9 @@ class Threshold(Greedy):
         plan = admit(pinned, place.pin(job), setting, reserve_ms=reserve_ms)
         self._places[job.key] = place
         return plan
+
+    def join(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        return self.admit(admitted, job, setting, reserve_ms=reserve_ms)
 
     def reason(self, choice: Choice, setting: Setting, wish: Wish) -> common_pb2.RungReason:
         return _reason(wish)
@@ -241,6 +254,9 @@ class Fifo(Greedy):
     def admit(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
         self.check(admitted, job, setting, reserve_ms=reserve_ms)
         return self.plan([*admitted, job], setting)
+
+    def join(self, admitted: Sequence[Job], job: Job, setting: Setting, *, reserve_ms: float) -> QueuePlan:
+        return self.admit(admitted, job, setting, reserve_ms=reserve_ms)
 
     def ready(self, plan: QueuePlan, setting: Setting) -> Sequence[int]:
         running = [key for key in plan if key in self._running]

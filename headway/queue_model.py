@@ -27,7 +27,7 @@ class QueueModel:
         self.bottom = [len(job.options) - 1 for job in self.order]
         self._ready_s = [job.due_s - setting.kept_s for job in self.order]
         """When the last step of each job must be over."""
-        self._rows = sorted(setting.foreign)
+        self._rows = sorted(setting.beside)
         self.foreign_late_ms = self._foreign_late_ms()
         """How late each row of foreign work is with nothing done here, by deadline."""
         self.foreign_lost = self._foreign_lost()
@@ -87,11 +87,10 @@ class QueueModel:
 
     def costs(self, levels: Sequence[int]) -> list[Cost]:
         """The same at the host's present speed, behind the step that runs now and foreign work that is due earlier."""
-        own, scale = self.finish(levels), self.setting.scale
-        factor, second = scale.mean_ms, scale.var_ms2 + scale.mean_ms**2
+        factor, own, common = self.setting.factors
         return [
-            Cost(mean * factor + ahead_ms, var * second + mean * mean * scale.var_ms2)
-            for mean, var, ahead_ms in zip(*own, self.ahead_ms, strict=True)
+            Cost(mean * factor + ahead_ms, var * own + mean * mean * common)
+            for mean, var, ahead_ms in zip(*self.finish(levels), self.ahead_ms, strict=True)
         ]
 
     def lateness_ms(self, levels: Sequence[int], limits: Sequence[float]) -> list[float]:
@@ -103,7 +102,7 @@ class QueueModel:
         """
         means, variances = self.finish(levels)
         setting, by_due, by_foreign, stall_ms = self.setting, self.by_due, self.by_foreign, self.setting.stall_ms
-        factor, own, common = _factors(setting)
+        factor, own, common = setting.factors
         z_rung, z_admission, sqrt = z_of(setting.rung_quantile), z_of(setting.admission_quantile), math.sqrt
         late = []
         for index, (mean, var) in enumerate(zip(means, variances, strict=True)):
@@ -118,8 +117,18 @@ class QueueModel:
         return late
 
     def admission_lateness_ms(self) -> list[float]:
-        """How late each job would be at the admission quantile, with every job at its lowest rung."""
-        return self.due_lateness_ms(self.bottom, self.setting.admission_quantile, self.setting.stall_ms)
+        """How late each job would be at the admission quantile, with every job at its lowest rung.
+
+        What is kept free for answers that others lose counts as gone.
+        """
+        late_ms = self.due_lateness_ms(self.bottom, self.setting.admission_quantile, self.setting.stall_ms)
+        if not self.setting.failover_share:
+            return late_ms
+        return [ms + self._failover_ms(index) for index, ms in enumerate(late_ms)]
+
+    def _failover_ms(self, index: int) -> float:
+        alone_ms = self._solo_ms(index, -1) * self.setting.scale.quantile_ms(self.setting.admission_quantile)
+        return self.setting.failover_ms(self.order[index].due_s, alone_ms)
 
     def due_lateness_ms(self, levels: Sequence[int], quantile: float, kept_ms: float = 0.0) -> list[float]:
         """How late each job would be for its deadline, less `kept_ms`, with this probability at most."""
@@ -129,7 +138,7 @@ class QueueModel:
     def _quantiles_ms(self, levels: Sequence[int], quantile: float) -> list[float]:
         """When each job would be finished with this probability, as if this worker had the device alone."""
         means, variances = self.finish(levels)
-        factor, own, common = _factors(self.setting)
+        factor, own, common = self.setting.factors
         z = z_of(quantile)
         return [
             mean * factor + z * math.sqrt(var * own + mean * mean * common)
@@ -145,11 +154,11 @@ class QueueModel:
             return []
         own_ms = self._quantiles_ms(self.bottom, self.setting.admission_quantile)
         late, place, before_ms = list[float](), 0, 0.0
-        for (due_s, _), late_ms in zip(self._rows, self.foreign_late_ms, strict=True):
+        for (due_s, work_ms), late_ms in zip(self._rows, self.foreign_late_ms, strict=True):
             while place < len(own_ms) and self._ready_s[place] <= due_s:
                 before_ms = max(before_ms, own_ms[place])
                 place += 1
-            late.append(late_ms + before_ms)
+            late.append(late_ms + before_ms + self.setting.failover_ms(due_s, work_ms))
         return late
 
     def _credit_ms(self, index: int, level: int) -> float:
@@ -163,12 +172,6 @@ class QueueModel:
 
     def _solo_ms(self, index: int, level: int) -> float:
         return solo_ms(self.order[index].options[level].load, self.setting.curve, self.setting.max_batch)
-
-
-def _factors(setting: Setting) -> tuple[float, float, float]:
-    """The scale's mean; what it makes of a variance of the work's own; and of the square of its mean."""
-    scale = setting.scale
-    return scale.mean_ms, scale.var_ms2 + scale.mean_ms**2, scale.var_ms2
 
 
 def _due_s(job: Job) -> float:

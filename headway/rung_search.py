@@ -61,6 +61,11 @@ class Times:
     """The jobs before this place give all they can, for one of them that is in danger even so."""
     ignored: frozenset[int]
     """Jobs that nothing brings in; nobody gives way for them."""
+    overdue: frozenset[int] = frozenset()
+    """Jobs that miss their target behind others whatever is lowered: they are over as soon as they can be, for those
+    behind them. Else a queue that is once too long for its targets would be kept as long by the quality that deadlines
+    still bear, and never come back.
+    """
 
 
 def best_levels(model: QueueModel) -> list[int]:
@@ -86,7 +91,9 @@ def times_of(model: QueueModel) -> Times:
     surely = model.due_lateness_ms(bottom, min(HOPELESS, 1 - quantile)) if lost else []
     ignored = frozenset(place for place in lost if surely[place] > 0)
     forced = max((place + 1 for place in lost if place not in ignored), default=0)
-    return Times(limits, forced, ignored | frozenset(lost))
+    crowded = len(model.order) > 1 or bool(model.setting.beside)
+    overdue = frozenset(place for place, late_ms in enumerate(by_target) if late_ms > 0 and crowded)
+    return Times(limits, forced, ignored | frozenset(lost), overdue)
 
 
 class _Search:
@@ -103,7 +110,10 @@ class _Search:
     def run(self) -> list[int]:
         """The best levels found."""
         levels = [0] * len(self._model.order)
-        for place in {*range(self._times.forced), *self._times.ignored}:
+        kept_low = {*range(self._times.forced), *self._times.ignored, *self._times.overdue}
+        if len(kept_low) == len(levels):
+            return list(self._model.bottom)
+        for place in kept_low:
             levels[place] = self._model.bottom[place]
         levels, late = self._lower(levels, self._late(levels))
         if max(late) > 0:
@@ -210,9 +220,9 @@ class _Search:
 
     def _taken_back(self, levels: Sequence[int]) -> list[Move]:
         """The last lowering of each job that may be raised, the last to give way first."""
-        free = range(self._times.forced, len(levels))
-        moves = [self._move(place, levels[place] - 1) for place in free if levels[place]]
-        return sorted((move for move in moves if move.place not in self._times.ignored), reverse=True)
+        kept_low = self._times.ignored | self._times.overdue
+        free = (place for place in range(self._times.forced, len(levels)) if levels[place] and place not in kept_low)
+        return sorted((self._move(place, levels[place] - 1) for place in free), reverse=True)
 
     def _look_closer(self, levels: list[int]) -> list[int]:
         """Takes back one lowering at a time, as far as the queue's length leaves time to try."""

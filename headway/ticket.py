@@ -35,6 +35,8 @@ class Ticket:
     """When the answer is wanted; monotonic, at most `budget.due_s`."""
     follows: bool = False
     """Part of an answer that was admitted before: it is taken even while the worker drains."""
+    counted: bool = False
+    """Room was kept for it with what it is part of: it is taken as it is."""
     key: int = field(default_factory=lambda: next(_keys))
     plan: common_pb2.Plan | None = None
     """The promise; set at admission."""

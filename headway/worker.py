@@ -10,7 +10,7 @@ import grpc
 
 from headway import __version__, answer_trailers
 from headway.config import WorkerConfig
-from headway.deadline import Budget, budget_of
+from headway.deadline import Budget, budget_of, is_promised
 from headway.engine import Batch, Lease, Snapshot
 from headway.engine_loop import EngineLoop
 from headway.errors import BadInput, HeadwayError, NotFound
@@ -125,12 +125,13 @@ class WorkerRuntime:
 
     def budget(self, context: Any) -> Budget:
         """The budget of a call; take it on the handler's first line. Raises `Expired`."""
-        return budget_of(
+        budget = budget_of(
             context,
             max_deadline_s=self.config.max_deadline_s,
             reserve_s=self.config.return_reserve_ms / 1000,
             clock=self.service.clock,
         )
+        return replace(budget, promised=True) if is_promised(context) else budget
 
     def ticket(self, budget: Budget, level: common_pb2.ServiceLevel, ladder: Ladder) -> Ticket:
         """A ticket for a request, its service level checked. Raises `BadInput` and `NoSuchRung`."""

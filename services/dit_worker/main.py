@@ -84,6 +84,7 @@ def _scheduler(config: DitWorkerConfig, hardware: Hardware) -> DitScheduler:
         max_batch=hardware.max_batch,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
+        failover_share=config.failover_share,
         overhead_ms=OVERHEAD_MS,
     )
 

@@ -33,6 +33,7 @@ class DitScheduler:
     rung_quantile: float
     admission_quantile: float
     overhead_ms: float
+    failover_share: float = 0.0
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
         return Setting(
@@ -44,6 +45,7 @@ class DitScheduler:
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,
+            failover_share=self.failover_share,
             commits=True,
         )
 

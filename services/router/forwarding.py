@@ -7,7 +7,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -159,7 +159,8 @@ class Forwarder:
         span = self._tracing.span(Span.ROUTER_FORWARD, worker=worker_id, attempt=attempt, rung=placement.rung.label)
         with span, member.sending(placement.load) as sent:
             assert attempts.raw is not None
-            options = onward(outgoing.budget, sent.sent_s, member.identity.metadata(tenant_of_call.get())).kwargs()
+            budget = outgoing.budget if attempts.lost_s is None else replace(outgoing.budget, promised=True)
+            options = onward(budget, sent.sent_s, member.identity.metadata(tenant_of_call.get())).kwargs()
             call = sent.call = _open(member.channel, outgoing.method, attempts.raw, options)
             try:
                 async for message in call if outgoing.method.streams else _one(call):

@@ -3,14 +3,14 @@
 from collections.abc import AsyncGenerator
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import grpc
 
 from headway import answer_trailers
-from headway.deadline import Budget, Clock, budget_of
+from headway.deadline import Budget, Clock, budget_of, is_promised
 from headway.errors import HeadwayError
 from headway.lease import TTL_S
 from headway.server import Registration, tenant_of_call
@@ -64,12 +64,13 @@ class Parts:
 
     def budget(self, context: Any) -> Budget:
         """The budget of a call; take it on the handler's first line. Raises `Expired`."""
-        return budget_of(
+        budget = budget_of(
             context,
             max_deadline_s=self.config.max_deadline_s,
             reserve_s=self.config.return_reserve_ms / 1000,
             clock=self.clock,
         )
+        return replace(budget, promised=True) if is_promised(context) else budget
 
 
 def ranked(ask: Ask, parts: Parts, *, probe: bool = True, within: AbstractSet[str] | None = None) -> list[Placement]:

@@ -8,10 +8,11 @@ due first.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headway.deadline import Clock
 from headway.errors import HeadwayError
@@ -20,7 +21,9 @@ from services.router.fairness import Shares
 from services.router.placement import Placement
 
 _PAUSE_S = (0.01, 0.25)
-"""Between two times that a request is asked for: no less, and no more than reports take to come."""
+"""Between two times that a request is asked for: no less, and no more than reports take to come or `_PATIENCE` says."""
+_PATIENCE = 1 / 8
+"""Of the time that a request has left: asking for all of them every moment would cost those who are served."""
 _LATER = {errors_pb2.ERROR_REASON_SHED, errors_pb2.ERROR_REASON_TOO_MANY_CALLS}
 
 
@@ -41,6 +44,8 @@ class Place:
     tenant: str = ""
     ready_s: float = 0.0
     """When to ask again."""
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it may be its turn, or it has lost its place."""
 
 
 class WaitingRoom:
@@ -50,7 +55,6 @@ class WaitingRoom:
         self._most, self._shares, self._clock = most, shares, clock
         self._places: list[Place] = []
         self._asking: dict[common_pb2.Kind, Place] = {}
-        self._changed = asyncio.Event()
 
     def count(self, kind: common_pb2.Kind) -> int:
         """How many requests of a kind wait."""
@@ -69,6 +73,7 @@ class WaitingRoom:
         """Gives a place up, if there is one. Mutates the room."""
         if place in self._places:
             self._places.remove(place)
+        place.called.set()
         self.asked(place)
 
     def holds(self, place: Place) -> bool:
@@ -81,14 +86,16 @@ class WaitingRoom:
         `spare_s` is the time that it has. After True call `asked`, or `leave`, when the answer is known.
         """
         now_s, (least_s, most_s) = self._clock(), _PAUSE_S
+        most_s = max(most_s, spare_s * _PATIENCE)
         until_s, place.ready_s = now_s + spare_s, now_s + max(least_s, min(pause_s, most_s))
         while self.holds(place) and now_s < until_s:
             if self._is_turn(place, now_s):
                 self._asking[place.kind] = place
                 return True
             wake_s = min(place.ready_s, until_s) if place.ready_s > now_s else until_s
+            place.called.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wake_s - now_s)
+                await asyncio.wait_for(place.called.wait(), wake_s - now_s)
             now_s = self._clock()
         return False
 
@@ -96,14 +103,18 @@ class WaitingRoom:
         """The workers have answered: the next one may ask. Mutates the room."""
         if self._asking.get(place.kind) is place:
             del self._asking[place.kind]
-        self._changed.set()
-        self._changed = asyncio.Event()
+        place.ready_s = math.inf  # until it waits for another turn
+        following = self._first(place.kind, self._clock())
+        if following is not None:
+            following.called.set()
 
     def _is_turn(self, place: Place, now_s: float) -> bool:
-        if place.kind in self._asking or place.ready_s > now_s:
-            return False
-        ready = (each for each in self._places if each.kind == place.kind and each.ready_s <= now_s)
-        return min(ready, key=self._order) is place
+        return place.kind not in self._asking and place.ready_s <= now_s and self._first(place.kind, now_s) is place
+
+    def _first(self, kind: common_pb2.Kind, now_s: float) -> Place | None:
+        """The first in order of those that are ready."""
+        ready = (each for each in self._places if each.kind == kind and each.ready_s <= now_s)
+        return min(ready, key=self._order, default=None)
 
     def _order(self, place: Place) -> tuple[int, float, float]:
         priority, due_s = place.order

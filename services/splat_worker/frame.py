@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headway.engine import Batch
-from headway.planning import Choice
+from headway.planning import Choice, Job
 from headway.quality import Rung
 from headway.ticket import Ticket
 from services.splat_worker.camera import Camera
@@ -59,6 +59,8 @@ class Frame:
     """The video that the frame is one of; it gets its frames in the order of their indices."""
     index: int = 0
     """Its place in the film."""
+    job: Job | None = None
+    """What the planner sees of it: it never changes, and planning asks for it again and again."""
 
 
 @dataclass(frozen=True, slots=True)

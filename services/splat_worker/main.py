@@ -120,6 +120,7 @@ def _scheduler(config: SplatWorkerConfig, scenes: Scenes) -> SplatScheduler:
         costs=scenes.costs,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
+        failover_share=config.failover_share,
         overhead_ms=OVERHEAD_MS,
     )
 

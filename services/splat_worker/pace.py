@@ -61,22 +61,25 @@ def check_path(job: Job, timetable: Timetable, setting: Setting, others: Demand,
         least_ms = whole + setting.overhead_ms + reserve_ms
         raise BudgetTooSmall(budget_ms=budget_ms + reserve_ms, least_budget_ms=least_ms)
     own = later_demand(timetable, 0, lowest.mean_ms * setting.scale.mean_ms)
-    over_ms = _over_ms(own, others, setting.now_s)
+    over_ms = _over_ms(own, others, setting, whole)
     if over_ms > 0:
         why = f"refused under load: its frames would be {over_ms:.0f} ms too much for what is admitted"
         raise Shed(why, retry_after_s=over_ms / 1000)
 
 
-def _over_ms(own: Demand, others: Demand, now_s: float) -> float:
-    """How much more than fits is due by any time by which each of both, alone, would be done."""
+def _over_ms(own: Demand, others: Demand, setting: Setting, whole_ms: float) -> float:
+    """How much more than fits is due by any time by which each of both, alone, would be done.
+
+    What is kept free for answers that others lose does not count as room; `whole_ms`: what the path takes alone.
+    """
     most_ms, own_ms, others_ms = 0.0, 0.0, 0.0
     rows = sorted([*((due_s, ms, 0.0) for due_s, ms in own), *((due_s, 0.0, ms) for due_s, ms in others)])
     for due_s, due in groupby(rows, key=itemgetter(0)):
         for _, mine_ms, theirs_ms in due:
             own_ms, others_ms = own_ms + mine_ms, others_ms + theirs_ms
-        room_ms = (due_s - now_s) * 1000
-        if own_ms <= room_ms and others_ms <= room_ms:
-            most_ms = max(most_ms, own_ms + others_ms - room_ms)
+        room_ms = (due_s - setting.now_s) * 1000
+        if 0 < own_ms <= room_ms and others_ms <= room_ms:
+            most_ms = max(most_ms, own_ms + others_ms - room_ms + setting.failover_ms(due_s, whole_ms))
     return most_ms
 
 

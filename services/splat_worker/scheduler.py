@@ -27,6 +27,7 @@ class SplatScheduler:
     rung_quantile: float
     admission_quantile: float
     overhead_ms: float
+    failover_share: float = 0.0
     ahead: Ahead = field(default_factory=Ahead)
 
     def setting(self, now_s: float, foreign: Foreign, scale: Cost) -> Setting:
@@ -35,15 +36,22 @@ class SplatScheduler:
             _NO_STEPS,
             1,
             scale,
-            (*foreign, *self.ahead.scaled(scale.mean_ms)),
+            foreign,
+            tuple(self.ahead.scaled(scale.mean_ms)),
             rung_quantile=self.rung_quantile,
             admission_quantile=self.admission_quantile,
             overhead_ms=self.overhead_ms,
+            failover_share=self.failover_share,
             commits=True,
         )
 
     def job(self, work: Frame, now_s: float) -> Job:
         """The allowed rungs, each with the whole cost of the frame as calibrated."""
+        if work.job is None:
+            work.job = self._job(work)
+        return work.job
+
+    def _job(self, work: Frame) -> Job:
         ticket = work.ticket
         options = tuple(
             Option(rung, Load(ticket.budget.due_s, 1, 0, self.frame(work, rung.label))) for rung in ticket.wish.allowed

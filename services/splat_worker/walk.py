@@ -124,9 +124,11 @@ class Walk:
         """Checks the path against all that is admitted, and keeps room for its frames."""
         snapshot = self._runtime.loop.snapshot()
         setting, now_s, budget, timetable = snapshot.setting, snapshot.now_s, self._whole.budget, self._timetable
+        if budget.promised:
+            setting = replace(setting, failover_share=0.0)
         job = self._scheduler.job(self._frame(0, now_s), now_s)
         factor = setting.scale.mean_ms
-        others = [*_lowest(snapshot.choices, factor), *self._scheduler.ahead.scaled(factor)]
+        others = [*_lowest(snapshot.choices, factor), *self._scheduler.ahead.scaled(factor), *snapshot.foreign]
         check_path(job, timetable, setting, others, reserve_ms=budget.reserve_s * 1000)
         others_ms = sum(ms for due_s, ms in others if due_s <= timetable.due_s)
         pace, alone = Pace.of(job, timetable, setting, others_ms), Pace.of(job, timetable, setting, 0.0)
@@ -143,8 +145,11 @@ class Walk:
 
     def _frame(self, index: int, now_s: float) -> Frame:
         reserve_s, due_s = self._whole.budget.reserve_s, self._timetable.frame_due_s(index)
-        budget = Budget(arrival_s=now_s, deadline_s=due_s + reserve_s, reserve_s=reserve_s)
-        ticket = Ticket(budget, self._whole.wish, self._timetable.frame_target_s(index), follows=index > 0)
+        promised = self._whole.budget.promised
+        budget = Budget(arrival_s=now_s, deadline_s=due_s + reserve_s, reserve_s=reserve_s, promised=promised)
+        target_s, follows = self._timetable.frame_target_s(index), index > 0
+        counted = follows and self._timetable.frames_per_second is None  # a rate may be above what the worker can do
+        ticket = Ticket(budget, self._whole.wish, target_s, follows=follows, counted=counted)
         place = self._spec.first_frame + index
         return Frame(ticket, replace(self._first, camera=self._spec.path.camera(place)), self.film, place)
 

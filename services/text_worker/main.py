@@ -133,6 +133,7 @@ def _engine_loop(
         max_batch=config.max_batch,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
+        failover_share=config.failover_share,
         overhead_ms=OVERHEAD_MS,
     )
     lengths = LengthModel()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headway.cost import Cost, Load, StepCurve
 from headway.errors import BudgetTooSmall, Shed
 from headway.jobs import DEMAND_BUCKETS, demand_of
-from headway.planning import Job, Option, Setting, admit, hopeless, plan_queue, predict, reason_of
+from headway.planning import Job, Option, Setting, admit, hopeless, join, plan_queue, predict, reason_of
 from headway.quality import Rung
 from headway.v1 import common_pb2
 
@@ -54,6 +54,51 @@ def test_floors_are_kept() -> None:
 def test_rungs_aim_at_the_target_where_it_can_be_met_and_at_the_deadline_where_not() -> None:
     assert labels([job(1, 10, target_s=0.25)]) == ["2"]
     assert labels([job(1, 0.45, target_s=0.05)]) == ["4"]
+
+
+def test_who_misses_the_target_behind_others_is_over_as_soon_as_can_be() -> None:
+    """Deadlines alone would let every one of them have the top rung, and those behind them wait for it."""
+    queue = [job(key, 8.0, target_s=0.05) for key in range(1, 6)]
+    assert labels(queue) == ["1"] * 5
+    assert labels([*queue, job(6, 9.0, target_s=9.0)]) == [*["1"] * 5, "4"], "who is in time keeps its quality"
+    assert labels(queue[:1], replace(ALONE, foreign=((9.0, 100.0),))) == ["1"], "others on the device wait too"
+
+
+WAITING = replace(ALONE, failover_share=0.5)
+
+
+def full_to(until_s: float, due_s: float) -> list[Job]:
+    """Jobs of 100 ms at least that are due at `due_s`, enough to be over at `until_s`."""
+    return [job(key, due_s) for key in range(10, 10 + round(until_s * 10))]
+
+
+def test_who_has_seconds_to_wait_leaves_some_of_them_for_what_others_lose() -> None:
+    assert admit(full_to(5.9, 12.0), job(1, 12.0), WAITING)
+    late = full_to(6.0, 12.0)
+    with pytest.raises(Shed, match="kept free for answers that others lose") as refused:
+        admit(late, job(1, 12.0), WAITING)
+    assert refused.value.retry_after_s == pytest.approx(0.1)
+    assert admit(late, job(1, 12.0), ALONE), "what another worker lost is let in"
+    assert admit(full_to(2.9, 3.0), job(1, 3.0), WAITING), "nobody can wait for a failover in so little time"
+    assert admit([], job(1, 9.0), replace(WAITING, curve=StepCurve(((1, Cost(8500.0)),)))), "nor leave its own time"
+
+
+def test_what_is_kept_free_is_not_filled_up_from_the_front() -> None:
+    with pytest.raises(Shed):
+        admit(full_to(6.5, 12.0), job(1, 8.0), WAITING)
+    others = replace(WAITING, foreign=((12.0, 1300.0),) * 5)
+    with pytest.raises(Shed, match="another worker on the device"):
+        admit([], job(1, 8.0), others)
+    assert admit([], job(1, 8.0), replace(others, failover_share=0.0))
+
+
+def test_what_room_was_kept_for_is_taken_as_it_is() -> None:
+    full = full_to(5.0, 5.0)
+    with pytest.raises(Shed):
+        admit(full, job(1, 5.0), ALONE)
+    choice = join(full, job(1, 5.0), ALONE)[1]
+    assert choice.option.rung.label == "1"
+    assert choice.finish.mean_ms == pytest.approx(5100.0)
 
 
 def test_what_an_idle_worker_cannot_do_is_too_small() -> None:
@@ -235,6 +280,8 @@ def test_others_are_told_what_admission_counts_on_and_by_when() -> None:
     assert [due_s for due_s, _ in rows] == [pytest.approx(0.99), pytest.approx(2.99)]
     assert rows[0][1] == pytest.approx(Cost(400.0, 400.0).quantile_ms(0.999))
     assert sum(ms for _, ms in rows) == pytest.approx(Cost(800.0, 800.0).quantile_ms(0.999))
+    later = demand_of([job(1, 1.0, rungs=1)], replace(ALONE, later=((0.7, 30.0),)))
+    assert later == [(0.7, 30.0), (1.0, pytest.approx(400.0))], "and of what room is kept for"
     slow = demand_of([job(1, 1.0, rungs=1)], replace(ALONE, scale=Cost(1.5)))
     assert slow == [(1.0, pytest.approx(600.0))], "on the host as it is now"
 

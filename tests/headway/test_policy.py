@@ -66,6 +66,14 @@ def test_a_callers_floor_and_exact_rung_bind_every_policy(name: str) -> None:
     assert floored in (["4"], ["2"])
 
 
+@pytest.mark.parametrize("name", ["headway", "greedy", "fixed:1", "lowest", "fifo:1", "threshold"])
+def test_every_policy_knows_what_room_was_kept_for(name: str) -> None:
+    policy, one = named(name), job(1, 10)
+    (choice,) = policy.join([], one, ALONE, reserve_ms=0).values()
+    assert choice.job.key == one.key
+    assert list(policy.plan([one], ALONE)) == [1]
+
+
 def test_a_fixed_rung_is_not_lowered_but_refused() -> None:
     policy = named("fixed:4")
     first = policy.admit([], job(1, 0.5), ALONE, reserve_ms=0)

@@ -123,6 +123,7 @@ def _engine_loop(config: TextWorkerConfig, service: Service, costs: TextCosts, s
         max_batch=config.max_batch,
         rung_quantile=config.rung_quantile,
         admission_quantile=config.admission_quantile,
+        failover_share=config.failover_share,
         overhead_ms=OVERHEAD_MS,
     )
     device = DeviceClient(None)  # the server's device is not shared with workers here

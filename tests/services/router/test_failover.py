@@ -8,8 +8,10 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cancelling import admitted
 
 from headway.continuing import Images, Text
+from headway.deadline import PROMISED
 from headway.requests import images_request, text_request
 from headway.v1 import image_pb2, text_pb2
 from services.router.throttle import RetryThrottle
@@ -41,6 +43,28 @@ def whole_text(messages: list[Any]) -> tuple[list[int], list[int], str]:
         [chunk.offset for chunk in chunks],
         "".join(chunk.text for chunk in chunks),
     )
+
+
+async def test_the_next_worker_is_told_that_the_answer_was_promised(mesh: Any, worker_process: Any) -> None:
+    first = await worker_process("text", "2")
+    other = await mesh.worker("text", name="other", closed=True)
+    client = await mesh.router(f"text={first.address}", other)
+    call = client.text.Generate(text_request("abc"), timeout=20)
+    await begun(call)
+    first.process.send_signal(signal.SIGKILL)
+    assert (await admitted(other)).budget.promised
+    other.engine.gate.set()
+    await rest(call)
+    other.engine.gate.clear()
+    newcomer = client.text.Generate(text_request("abc"), timeout=20)
+    assert not (await admitted(other)).budget.promised
+    other.engine.gate.set()
+    await rest(newcomer)
+    other.engine.gate.clear()
+    passed_on = client.text.Generate(text_request("abc"), timeout=20, metadata=(PROMISED,))
+    assert (await admitted(other)).budget.promised
+    other.engine.gate.set()
+    await rest(passed_on)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

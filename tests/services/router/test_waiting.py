@@ -73,6 +73,33 @@ async def test_kinds_do_not_wait_for_each_other() -> None:
     assert (room.count(IMAGE), room.count(TEXT)) == (1, 1)
 
 
+async def test_who_is_refused_again_lets_the_next_one_ask_meanwhile() -> None:
+    room = room_of(2)
+    first, second = Place(IMAGE, (-1, 0)), Place(IMAGE, (-1, 1))
+    room.enter(first)
+    room.enter(second)
+    assert await room.turn(first, 0.0, LONG_S)
+    async with asyncio.timeout(LONG_S):
+        waiting = asyncio.create_task(room.turn(second, 0.0, LONG_S))
+        await asyncio.sleep(0.03)
+        assert not waiting.done(), "one at a time"
+        room.asked(first)
+        assert await waiting
+
+
+async def test_who_has_seconds_is_asked_for_less_often() -> None:
+    room = room_of(2)
+    patient, pressed = Place(IMAGE, (-1, 0)), Place(IMAGE, (-1, 1))
+    began_s = asyncio.get_running_loop().time()
+    for place, spare_s in ((patient, 16.0), (pressed, 0.4)):
+        room.enter(place)
+        task = asyncio.create_task(room.turn(place, 5.0, spare_s))
+        await asyncio.sleep(0)
+        task.cancel()
+    assert patient.ready_s - began_s >= 2.0
+    assert pressed.ready_s - began_s < 1.0
+
+
 async def test_who_has_no_time_to_spare_leaves() -> None:
     room = room_of(2)
     first, second = Place(IMAGE, (-1, 0)), Place(IMAGE, (-1, 1))

@@ -61,6 +61,16 @@ def test_a_path_that_fits_alone_but_not_beside_others_is_shed_and_told_when() ->
     assert refused.value.retry_after_s == pytest.approx(0.1)
 
 
+def test_a_path_leaves_room_for_what_other_workers_lose() -> None:
+    keeping = replace(SETTING, failover_share=0.5)
+    busy = [(110.0, 4600.0)]
+    with pytest.raises(Shed) as refused:
+        check_path(JOB, OPEN, keeping, busy, reserve_ms=0.0)
+    assert refused.value.retry_after_s == pytest.approx(0.1)
+    check_path(JOB, OPEN, keeping, [(110.0, 4400.0)], reserve_ms=0.0)
+    check_path(JOB, OPEN, keeping, [(104.0, 4000.0)], reserve_ms=0.0)
+
+
 def test_a_rate_above_what_the_worker_can_do_costs_the_path_frames_and_is_no_refusal() -> None:
     check_path(JOB, replace(PACED, frames_per_second=200.0), SETTING, (), reserve_ms=0.0)
 
