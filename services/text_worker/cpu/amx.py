@@ -18,6 +18,8 @@ LINES = 16
 LINE_BYTES = 64
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
+llvmlite.binding.initialize_native_asmparser()  # for the instructions, which are given as assembly
+
 
 def permitted(feature: str) -> bool:
     """Whether this CPU multiplies tiles as `feature` says and this process may: asks the operating system for it."""

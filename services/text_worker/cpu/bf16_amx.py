@@ -102,7 +102,7 @@ def _block(row_tiles: int) -> Any:
 
 def _loop(row_tiles: int) -> str:
     """Assembly. $0 x, $1 weight, $2 steps to go, $3 out, all of which change; $8 64, $9 bias, $10 0, $11 stride,
-    $12 16 strides. What some steps later need is asked for between multiplications, where nothing waits for it."""
+    $12 16 strides. For few rows, what some steps later need is asked for early: then memory is what is waited for."""
     tiles = [(row, column) for column in range(2) for row in range(row_tiles)]
     lines = [f"tileloadd {64 * column}($9,$10,1), %tmm{2 * row + column}" for row, column in tiles]  # 16 times one line
     lines.append("1:")
@@ -111,10 +111,9 @@ def _loop(row_tiles: int) -> str:
     share = _STEP_BYTES // len(tiles)
     for index, (row, column) in enumerate(tiles):
         lines.append(f"tdpbf16ps %tmm{6 + column}, %tmm{4 + row}, %tmm{2 * row + column}")
-        ahead = [_AHEAD_BYTES + index * share + byte for byte in range(0, share, 64)]
-        lines += [f"prefetcht0 {byte}($1)" for byte in ahead]
-        if row_tiles == 2:
-            lines += [f"prefetcht0 {byte}($0)" for byte in ahead]
+        if row_tiles == 1:
+            ahead = range(_AHEAD_BYTES + index * share, _AHEAD_BYTES + (index + 1) * share, amx.LINE_BYTES)
+            lines += [f"prefetcht0 {byte}($1)" for byte in ahead]
     lines += [f"addq $${_STEP_BYTES}, $0", f"addq $${_STEP_BYTES}, $1", "decq $2", "jnz 1b"]
     for row in range(row_tiles):
         lines += [f"tilestored %tmm{2 * row + column}, {64 * column}($3,$11,1)" for column in range(2)]
