@@ -24,7 +24,7 @@ from benchmarks.text_workloads import make_checkpoint
 from services.text_worker.backend import Span
 from services.text_worker.cpu import attention, rows
 from services.text_worker.cpu.compiled import share_torch_threads
-from services.text_worker.cpu.linear import Int8Matrix, LibraryMatrix, WeightKind
+from services.text_worker.cpu.linear import Bf16Matrix, Int8Matrix, LibraryMatrix, WeightKind
 from services.text_worker.cpu.model import CpuModel
 from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import blocks_of
@@ -35,13 +35,14 @@ CONTEXT, MOST_TOKENS, SEQUENCES = 160, 512, 32
 PASSES = 12
 KERNELS: tuple[tuple[str, Any, str], ...] = (
     ("products", Int8Matrix, "product"),
+    ("products", Bf16Matrix, "product"),
     ("products", LibraryMatrix, "product"),
     ("attention", attention, "attend"),
     ("rotation", attention, "turn_and_store"),
     ("gates", rows, "gate"),
     ("norms", rows, "add_norm"),
     ("norms", rows, "norm"),
-    ("8-bit rows", rows, "pack_rows"),
+    ("packed rows", rows, "pack_rows"),
 )
 KINDS: dict[str, WeightKind] = {"fp32": "fp32", "bf16": "bf16", "int8": "int8"}
 

@@ -23,6 +23,16 @@ def _as_float(context: Any, bits: Any) -> Any:
     return types.float32(types.int32), build
 
 
+@intrinsic
+def as_bits(context: Any, number: Any) -> Any:
+    """The 32 bits of an fp32 number."""
+
+    def build(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), build
+
+
 @register_jitable
 def exp(x):
     """e**x in fp32 to 2 units in the last place; for kernels. Below -87 it is about 1e-38, above 88 about 1e38.

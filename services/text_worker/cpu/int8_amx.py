@@ -1,36 +1,29 @@
 """What `int8_gemm` multiplies with on CPUs with AMX: tiles of 16 rows of 64 bytes, multiplied 16 x 16 x 64 at a time.
 
 `PackedInt8.weight` has the order that these instructions want: 16 quads of a group are 16 lines of a tile, 16 columns
-wide. Numba cannot express the instructions: `_block` builds the loop over the inner length as assembly. The operating
-system hands the tile registers out on request, once a process; where it does not, there is no AMX.
+wide. Numba cannot express the instructions: `_block` builds the loop over the inner length as assembly.
 """
 
-import ctypes
-import platform
 from typing import Any
 
-import llvmlite.binding
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from services.text_worker.cpu import amx
+from services.text_worker.cpu.amx import LINES
+
 COLUMNS = 64
 INNER = 64
 """Inner lengths are multiples of it: bytes of a tile's line."""
-LINES = 16
 FEWEST_ROWS = 3
 """Fewer rows are as quick without, and are not worth setting tiles up."""
-_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
 
 def has_amx() -> bool:
-    """Whether this CPU multiplies tiles of bytes and this process may; asks the operating system for it."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if platform.system() != "Linux" or not (features.get("amx-tile") and features.get("amx-int8")):
-        return False
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0)
+    """Whether this CPU multiplies tiles of bytes and this process may."""
+    return amx.permitted("amx-int8")
 
 
 def _block(row_tiles: int, column_tiles: int) -> Any:
@@ -91,45 +84,6 @@ def _build(context, builder, signature, arguments, row_tiles, column_tiles):
     given = [begin, panel, builder.udiv(stride, long(INNER)), stride, long(COLUMNS * 4), out]
     given.append(builder.mul(stride, long(LINES)))
     builder.asm(kind, _loop(row_tiles, column_tiles), constraints, given, True)
-
-
-@intrinsic
-def configure(context, shapes, which):
-    """Tiles have the shape of shapes[which], uint8 [n, 64], on this thread until `release`."""
-
-    def build(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        byte = ir.IntType(8).as_pointer()
-        place = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], ir.IntType(64)(64))])
-        builder.asm(ir.FunctionType(ir.VoidType(), [byte]), "ldtilecfg ($0)", "r,~{memory}", [place], True)
-        return context.get_dummy_value()
-
-    return types.void(shapes, which), build
-
-
-@intrinsic
-def release(context):
-    """Gives the tiles of this thread back: threads are switched faster without."""
-
-    def build(context, builder, signature, arguments):
-        builder.asm(ir.FunctionType(ir.VoidType(), []), "tilerelease", "~{memory}", [], True)
-        return context.get_dummy_value()
-
-    return types.void(), build
-
-
-def shapes_for(rows: int) -> np.ndarray:
-    """Shapes of tiles for 32 rows, and for what is left of `rows` behind the last 32; uint8 [2, 64]."""
-    shapes = np.zeros((2, 64), np.uint8)
-    for line, count in zip(shapes, (2 * LINES, rows % (2 * LINES) or 2 * LINES), strict=True):
-        first, second = min(count, LINES), max(count - LINES, 0)
-        two = second > 0
-        sums = [first, first, second, second] if two else [first] * 4
-        lines = [*sums, first, *((second, LINES, LINES) if two else (LINES, LINES, LINES))]
-        line[0] = 1  # the palette of 8 tiles of 1 KiB
-        line[16:32:2] = INNER  # bytes a line, 16 bits each
-        line[48:56] = lines
-    return shapes
 
 
 wide, tall = _block(1, 4), _block(2, 2)

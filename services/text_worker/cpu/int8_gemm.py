@@ -22,9 +22,9 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from services.text_worker.cpu import int8_amx
+from services.text_worker.cpu import amx, int8_amx
+from services.text_worker.cpu.amx import configure, release
 from services.text_worker.cpu.compiled import compiled
-from services.text_worker.cpu.int8_amx import configure, release
 
 COLUMNS = 64
 """Columns of a tile: four vectors of 16 sums."""
@@ -62,7 +62,8 @@ def pack(quantised: Int8, scales: Float) -> PackedInt8:
     padded = np.zeros(groups * COLUMNS, np.float32)
     padded[:columns] = scales
     offsets = whole.astype(np.int32).sum(axis=1, dtype=np.int32) * 128
-    weight = np.ascontiguousarray(tiled).reshape(groups, quads, COLUMNS * 4)
+    weight = amx.aligned((groups, quads, COLUMNS * 4), np.int8)
+    weight.reshape(tiled.shape)[:] = tiled
     return PackedInt8(weight, padded, offsets, columns, inner)
 
 
@@ -164,7 +165,7 @@ def plain_product(x, row_scales, weight, scales, offsets, bias, out):
             _finish(sums, row, rows, group, row_scales, scales, offsets, bias, out)
 
 
-_amx_wide, _amx_tall, AMX_ROWS = int8_amx.wide, int8_amx.tall, int8_amx.LINES
+_amx_wide, _amx_tall, AMX_ROWS = int8_amx.wide, int8_amx.tall, amx.LINES
 _tile_1, _tile_2, _tile_6 = _vnni_tile(1), _vnni_tile(2), _vnni_tile(6)
 
 
@@ -193,7 +194,7 @@ def vnni_product(x, row_scales, weight, scales, offsets, bias, out):
 
 @compiled(parallel=True)
 def _amx_product(x, row_scales, weight, scales, offsets, bias, shapes, out):
-    """See `vnni_product`; shapes: `int8_amx.shapes_for(len(x))`."""
+    """See `vnni_product`; shapes: `amx.shapes_for(len(x))`."""
     for group in prange(len(weight)):
         sums = np.empty(2 * AMX_ROWS * COLUMNS, np.int32)
         for row in range(0, len(x), 2 * AMX_ROWS):
@@ -213,7 +214,7 @@ def amx_product(x, row_scales, weight, scales, offsets, bias, out):
     if len(x) < int8_amx.FEWEST_ROWS or x.shape[1] % int8_amx.INNER:
         vnni_product(x, row_scales, weight, scales, offsets, bias, out)
     else:
-        _amx_product(x, row_scales, weight, scales, offsets, bias, int8_amx.shapes_for(len(x)), out)
+        _amx_product(x, row_scales, weight, scales, offsets, bias, amx.shapes_for(len(x)), out)
 
 
 def _fastest() -> Any:

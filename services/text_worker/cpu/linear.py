@@ -1,4 +1,7 @@
-"""Matrices packed once, and rows multiplied by them: fp32 and bf16 by oneDNN, 8 bits by our own exact product."""
+"""Matrices packed once, and rows multiplied by them: 8 bits, and bf16 where there is AMX, by products of our own.
+
+fp32, and bf16 elsewhere, by oneDNN.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,30 +12,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.text_worker.cpu import int8_gemm
+from services.text_worker.cpu import amx, bf16_amx, int8_gemm
+from services.text_worker.cpu.bf16_amx import PackedBf16
 from services.text_worker.cpu.int8_gemm import PackedInt8
 from services.text_worker.model.weights import Matrix
 
 WeightKind = Literal["fp32", "bf16", "int8"]
 TILE_ROWS = 16
-"""Rows of every product in batch-invariant mode, whatever the batch."""
+"""Rows of each of oneDNN's products in batch-invariant mode, whatever the batch."""
+_NO_SCALES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What goes into a product: fp32 rows, and the same in 8 bits where the matrices are."""
+    """What goes into a product: fp32 rows, and the same in fewer bits where our own products read those."""
 
     plain: Tensor  # [rows, width] fp32
-    packed: np.ndarray  # [rows, width up to a multiple of 4] uint8, or no columns
-    scales: np.ndarray  # [rows] fp32, or none
+    packed: np.ndarray  # [rows, width up to a multiple of 4] uint8; or `bf16_amx.empty_rows`; or empty
+    scales: np.ndarray  # [rows] fp32 of the 8-bit rows, or none
 
     def take(self, rows: Tensor) -> "Rows":
         """Some of the rows."""
         places = rows.numpy()
-        packed, scales = (
-            (self.packed[places], self.scales[places]) if self.packed.shape[1] else (self.packed, self.scales)
-        )
-        return Rows(self.plain[rows], packed, scales)
+        if self.packed.ndim == 4:
+            return Rows(self.plain[rows], bf16_amx.take(self.packed, places), self.scales)
+        if not self.packed.size:
+            return Rows(self.plain[rows], self.packed, self.scales)
+        packed = amx.aligned((len(places), self.packed.shape[1]), np.uint8)
+        packed[:] = self.packed[places]
+        return Rows(self.plain[rows], packed, self.scales[places])
 
 
 class Packed(Protocol):
@@ -89,10 +97,40 @@ class Int8Matrix:
         return self.packed.weight.nbytes + self.packed.scales.nbytes + self.packed.offsets.nbytes
 
 
+@dataclass(frozen=True)
+class Bf16Matrix:
+    """A matrix in bf16 whose sums are in one order, so that every batch gives a row the same bits."""
+
+    packed: PackedBf16
+
+    def product(self, x: Rows) -> Tensor:
+        out = torch.empty(len(x.plain), self.packed.columns)
+        bf16_amx.product(x.packed, self.packed, out.numpy())
+        return out
+
+    @property
+    def size_bytes(self) -> int:
+        return self.packed.weight.nbytes + self.packed.bias.nbytes
+
+
+def empty_rows(kind: WeightKind, count: int, width: int) -> Rows:
+    """Memory for what matrices of this kind are multiplied with."""
+    plain = torch.empty(count, width)
+    if kind == "bf16" and bf16_amx.has_amx():
+        return Rows(plain, bf16_amx.empty_rows(count, width), _NO_SCALES)
+    if kind != "int8":
+        return Rows(plain, np.empty((count, 0), np.uint8), _NO_SCALES)
+    packed = amx.aligned((count, -(-width // 4) * 4), np.uint8)
+    packed[:, width:] = 128  # zeros that a matrix's padding meets
+    return Rows(plain, packed, np.empty(count, np.float32))
+
+
 def packer(kind: WeightKind, *, invariant: bool = False) -> Callable[[Matrix], Packed]:
     """What `load_weights` packs each matrix with."""
     if kind == "int8":
         return _pack_int8
+    if kind == "bf16" and bf16_amx.has_amx():
+        return lambda matrix: Bf16Matrix(bf16_amx.pack(matrix.weight, matrix.bias))
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     return lambda matrix: _pack_library(matrix, dtype, invariant=invariant)
 

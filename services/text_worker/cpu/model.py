@@ -12,7 +12,7 @@ from headway.prefix import BLOCK_TOKENS
 from services.text_worker.backend import Span, check_spans
 from services.text_worker.cpu import attention, rows
 from services.text_worker.cpu.compiled import use_threads
-from services.text_worker.cpu.linear import Packed, Rows, WeightKind, packer
+from services.text_worker.cpu.linear import Packed, Rows, WeightKind, empty_rows, packer
 from services.text_worker.kv.pages import Pages
 from services.text_worker.model.architecture import Activation, Architecture, Experts, Rope
 from services.text_worker.model.dense import route
@@ -65,7 +65,7 @@ class CpuModel:
         check_spans(spans, self.context)
         use_threads(self._threads)
         layout = _lay_out(spans)
-        ops = _CpuPass(self.architecture, self._tables, layout, pages, int8=self.kind == "int8")
+        ops = _CpuPass(self.architecture, self._tables, layout, pages, self.kind)
         tokens = torch.from_numpy(layout.tokens)
         return forward(self.architecture, self.weights, tokens, torch.from_numpy(layout.wanted), ops)
 
@@ -125,7 +125,7 @@ class _CpuPass:
     rotary: dict[Rope, tuple[np.ndarray, np.ndarray]]
     layout: _Layout
     pages: Pages
-    int8: bool
+    kind: WeightKind
     made: dict[tuple[str, int, int], Rows] = field(default_factory=dict)
     """By use, rows and width; written anew in every layer."""
 
@@ -165,7 +165,7 @@ class _CpuPass:
         scale, softcap = np.float32(layer.scale), np.float32(layer.softcap or 0.0)
         out = made.plain.numpy()
         attention.attend(heads, out, keys, values, at.tables, at.tiles, layer.heads, scale, layer.window or 0, softcap)
-        if self.int8:
+        if made.packed.size:
             rows.pack_rows(out, made.packed, made.scales)
         return made
 
@@ -188,13 +188,5 @@ class _CpuPass:
         """Memory for rows of one use: the same in every layer, because the next product is all that reads them."""
         known = self.made.get((use, count, width))
         if known is None:
-            known = self.made[use, count, width] = self._new_rows(count, width)
+            known = self.made[use, count, width] = empty_rows(self.kind, count, width)
         return known
-
-    def _new_rows(self, count: int, width: int) -> Rows:
-        plain = torch.empty(count, width)
-        if not self.int8:
-            return Rows(plain, np.empty((count, 0), np.uint8), _NOTHING)
-        packed = np.empty((count, -(-width // 4) * 4), np.uint8)
-        packed[:, width:] = 128  # zeros that a matrix's padding meets
-        return Rows(plain, packed, np.empty(count, np.float32))

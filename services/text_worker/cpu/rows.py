@@ -1,20 +1,48 @@
-"""What lies between two matrix products, row by row in one pass: norms, sums, gates, and rows in 8 bits.
+"""What lies between two matrix products, row by row in one pass: norms, sums, gates, and rows in 8 or 16 bits.
 
 A row in 8 bits is round(x * 127 / max |x|) + 128 as an unsigned byte, with its scale max |x| / 127: see `int8_gemm`.
-Where `packed` has no columns nothing is quantised. Each row is computed alone, so no result depends on the batch.
+A row in 16 bits is the nearest bf16, in the order of memory of `bf16_amx`. Which of them `packed` is, its dimensions
+say; where it is empty nothing is packed. Each row is computed alone, so no result depends on the batch.
 """
 
 import numpy as np
 from numba import prange
 
 from services.text_worker.cpu.compiled import compiled
-from services.text_worker.cpu.exponential import exp
+from services.text_worker.cpu.exponential import as_bits, exp
 
 
 @compiled()
 def _pack_row(rows, row, packed, scales):
-    if packed.shape[1] == 0:
+    if packed.size == 0:
         return
+    if packed.ndim == 4:  # settled when this is compiled
+        _round_row(rows, row, packed)
+    else:
+        _quantise_row(rows, row, packed, scales)
+
+
+@compiled()
+def _nearest(number):
+    """The nearest bf16, of two the even one; no number stays no number, whatever its bits."""
+    bits = as_bits(number)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.uint16(rounded if number == number else np.uint32(0x7FC0))
+
+
+@compiled()
+def _round_row(rows, row, packed):
+    step, width = packed.shape[3], rows.shape[1]
+    block, line, whole = row // packed.shape[2], row % packed.shape[2], width // step
+    for s in range(whole):
+        for i in range(step):
+            packed[block, s, line, i] = _nearest(rows[row, s * step + i])
+    for i in range(width - whole * step):
+        packed[block, whole, line, i] = _nearest(rows[row, whole * step + i])
+
+
+@compiled()
+def _quantise_row(rows, row, packed, scales):
     width, lanes = rows.shape[1], np.zeros(16, np.float32)
     whole = width - width % 16
     for i in range(0, whole, 16):
@@ -96,6 +124,9 @@ def gate(gate_up, gelu, out, packed, scales):
 
 @compiled(parallel=True)
 def pack_rows(rows, packed, scales):
-    """fp32 [rows, width] in 8 bits: packed uint8 [rows, width up to a multiple of 4], scales fp32 [rows]."""
+    """fp32 [rows, width] in fewer bits.
+
+    packed: uint8 [rows, width up to a multiple of 4], with scales fp32 [rows]; or as `bf16_amx.empty_rows`, without.
+    """
     for row in prange(len(rows)):
         _pack_row(rows, row, packed, scales)
