@@ -22,8 +22,8 @@ from headway.prefix import BLOCK_TOKENS
 from services.text_worker.cpu.attention import begin_of_block
 from services.text_worker.cpu.bf16 import rounded
 from services.text_worker.cpu.compiled import compiled
-from services.text_worker.cpu.exponential import exp
 from services.text_worker.cpu.int8_amx import LINES, configure, has_amx, release
+from services.text_worker.cpu.softmax import numerators
 
 TILE_ROWS = 16
 """Rows of one sequence that share a block while it is near: fewer would waste lines of tiles."""
@@ -119,46 +119,9 @@ _SHAPES = _shapes()
 
 
 @compiled()
-def _numerators(scores, weights, first, last, softcap, lanes):
-    """Softmax's numerators of a line of scores, in bf16, 0 outside first..last; returns their sum in fp32.
-
-    Mutates all but the numbers. A line is whole blocks; `lanes` is room for a block's worth of running results. Only
-    the blocks of first..last are looked at, so what another line of the tile sees does not change this one's sum.
-    """
-    begin, end = first // BLOCK_TOKENS * BLOCK_TOKENS, (last // BLOCK_TOKENS + 1) * BLOCK_TOKENS
-    own, to = scores[begin:end], weights[begin:end]  # loops over them from 0 on vectorise
-    head, rest, half = own[: first - begin], own[last + 1 - begin :], BLOCK_TOKENS // 2
-    if softcap > 0.0:
-        for j in range(len(own)):
-            own[j] = softcap * np.float32(math.tanh(own[j] / softcap))
-    head[:], rest[:] = -np.float32(np.inf), -np.float32(np.inf)
-    for j in range(BLOCK_TOKENS):
-        lanes[j] = own[j]
-    for place in range(BLOCK_TOKENS, len(own), BLOCK_TOKENS):
-        for j in range(BLOCK_TOKENS):
-            lanes[j] = max(lanes[j], own[place + j])
-    for j in range(half):
-        lanes[j] = max(lanes[j], lanes[half + j])
-    top = lanes[0]
-    for j in range(1, half):
-        top = max(top, lanes[j])
-    for j in range(len(own)):
-        own[j] = exp(own[j] - top)
-    head[:], rest[:] = np.float32(0.0), np.float32(0.0)
-    lanes[:] = np.float32(0.0)
-    for place in range(0, len(own), BLOCK_TOKENS):
-        for j in range(BLOCK_TOKENS):
-            lanes[j] = lanes[j] + own[place + j]
-    for j in range(half):
-        lanes[j] = lanes[j] + lanes[half + j]
-    total = np.float32(0.0)
-    for j in range(half):
-        total = total + lanes[j]
-    weights[:begin] = np.uint16(0)
-    for j in range(len(own)):
-        to[j] = rounded(own[j])
-    weights[end:] = np.uint16(0)
-    return total
+def _cap(scores, softcap):
+    for j in range(len(scores)):
+        scores[j] = softcap * np.float32(math.tanh(scores[j] / softcap))
 
 
 @compiled()
@@ -190,7 +153,6 @@ def _attend_tile(qkv, out, keys, values, tables, shapes, sequence, row, rows, st
     most = min(lines, MOST_LINES)
     queries, weights = np.empty((most, head_dim), np.uint16), np.empty((most, length), np.uint16)
     scores, sums = np.empty((most, length), np.float32), np.empty((most, head_dim), np.float32)
-    lanes = np.empty(BLOCK_TOKENS, np.float32)
     totals, none, key_step, value_step = np.empty(most, np.float32), np.int64(0), 2 * BLOCK_TOKENS, 2 * head_dim
     for line in range(0, lines, MOST_LINES):
         count = min(MOST_LINES, lines - line)
@@ -213,7 +175,10 @@ def _attend_tile(qkv, out, keys, values, tables, shapes, sequence, row, rows, st
         for i in range(count):
             last = start + (line + i) // group
             first = max(begin, last - window + 1) if window > 0 else 0
-            totals[i] = _numerators(scores[i], weights[i], first - begin, last - begin, softcap, lanes)
+            seen, begins = reach * BLOCK_TOKENS, i * length
+            if softcap > 0.0:
+                _cap(scores[i, :seen], softcap)
+            totals[i] = numerators(scores, begins, weights, begins, seen, first - begin, last - begin)
         for d in range(0, head_dim, INNER):
             if count > LINES:
                 _product_2(

@@ -131,3 +131,15 @@ def test_numbers_are_stored_as_the_nearest_in_16_bits_and_broken_ones_stay_broke
     np.testing.assert_array_equal(as_fp32(stored), nearest[:, head_dim : 2 * head_dim])
     stored = values.swapaxes(3, 4).reshape(-1, head_dim)[:tokens]
     np.testing.assert_array_equal(as_fp32(stored), nearest[:, 2 * head_dim :])
+
+
+@pytest.mark.parametrize("way", [attention, AMX])
+def test_a_broken_number_is_seen(way) -> None:  # type: ignore[no-untyped-def]
+    random = np.random.default_rng(2)
+    _, keys = bf16(random.standard_normal((1, 1, 64, BLOCK_TOKENS), np.float32))
+    _, values = bf16(random.standard_normal((1, 1, BLOCK_TOKENS, 64), np.float32))
+    qkv = random.standard_normal((3, 3 * 64), np.float32)
+    qkv[1, 5] = np.nan
+    out = attend(qkv, *paired(keys, values), 7, 1, way=way)
+    assert np.isnan(out[1]).all()
+    assert np.isfinite(out[[0, 2]]).all()
