@@ -82,7 +82,7 @@ class TimedModel:
 
     def __init__(self, model: CpuModel) -> None:
         self._model, self.spent_s, self.passes = model, 0.0, 0
-        self.vocab, self.context = model.architecture.vocab, model.context
+        self.vocab, self.context, self.element = model.architecture.vocab, model.context, model.element
 
     def forward(self, spans: Several[Span], pages: Pages) -> torch.Tensor:
         start_s = time.perf_counter()
@@ -141,7 +141,9 @@ class Engine:
         architecture = load_architecture(folder)
         self.model = TimedModel(CpuModel.load(folder, architecture, kind, invariant=invariant))
         self.context = architecture.context
-        self.store = KvStore(Pages(architecture, blocks_for(architecture, KV_MEMORY_MB, architecture.context)))
+        element = self.model.element
+        blocks = blocks_for(architecture, KV_MEMORY_MB, architecture.context, element.bytes_each)
+        self.store = KvStore(Pages(architecture, blocks, element))
         flat, alone = StepCurve(((1, Cost(1e-3)),)), _Alone()
         costs = TextCosts(decode=flat, prefill=flat, chunk_tokens=CHUNK_TOKENS)
         if speculate != "off" or measured:

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.figures import write
 from benchmarks.text_workloads import make_checkpoint
 from services.text_worker.backend import Span
-from services.text_worker.cpu import attention, rows
+from services.text_worker.cpu import attention, attention_amx, rows
 from services.text_worker.cpu.compiled import share_torch_threads
 from services.text_worker.cpu.linear import Bf16Matrix, Int8Matrix, LibraryMatrix, WeightKind
 from services.text_worker.cpu.model import CpuModel
@@ -38,6 +38,7 @@ KERNELS: tuple[tuple[str, Any, str], ...] = (
     ("products", Bf16Matrix, "product"),
     ("products", LibraryMatrix, "product"),
     ("attention", attention, "attend"),
+    ("attention", attention_amx, "attend"),
     ("rotation", attention, "turn_and_store"),
     ("gates", rows, "gate"),
     ("norms", rows, "add_norm"),
@@ -115,7 +116,7 @@ def main(
         folder = make_checkpoint(checkpoint or Path(spare) / "checkpoint")
         architecture = load_architecture(folder)
         model = CpuModel.load(folder, architecture, KINDS[weights])
-        pages = Pages(architecture, SEQUENCES * blocks_of(MOST_TOKENS))
+        pages = Pages(architecture, SEQUENCES * blocks_of(MOST_TOKENS), model.element)
         found = {name: measure(model, pages, spans) for name, spans in cases().items()}
     names = ["whole", *dict.fromkeys(kind for kind, _, _ in KERNELS), "rest"]
     table = Table(title=f"ms of a pass, {weights}, {threads} threads")

@@ -44,7 +44,7 @@ def fidelity(folder: Path, architecture: Architecture, kind: WeightKind, windows
     """Runs every window of at least 2 tokens through both. Blocks. Raises CheckpointError, and ValueError for none."""
     kinds: tuple[WeightKind, WeightKind] = ("fp32", kind)
     models = [CpuModel.load(folder, architecture, each, context=WINDOW_TOKENS) for each in kinds]
-    pages = [Pages(architecture, blocks_of(WINDOW_TOKENS)) for _ in models]
+    pages = [Pages(architecture, blocks_of(WINDOW_TOKENS), model.element) for model in models]
     sums, tokens = torch.zeros(4, dtype=torch.float64), 0
     for window in windows:
         truth, other = (_logprobs(model, own, window) for model, own in zip(models, pages, strict=True))

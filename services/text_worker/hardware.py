@@ -72,7 +72,9 @@ def make_pages(settings: TextWorkerConfig, model: Model) -> Blocks:
     """
     architecture = model.architecture
     if isinstance(model, CpuModel):
-        return Pages(architecture, blocks_for(architecture, settings.kv_memory_mb, model.context))
+        element = model.element
+        blocks = blocks_for(architecture, settings.kv_memory_mb, model.context, element.bytes_each)
+        return Pages(architecture, blocks, element)
     from services.text_worker.cuda.model import CudaModel
     from services.text_worker.cuda.pages import CudaPages
 

@@ -14,6 +14,7 @@ from headway.prefix import model_fingerprint
 from services.text_worker.backend import Model
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
+from services.text_worker.cpu.model import CpuModel
 from services.text_worker.hardware import choose_device, load_on, make_pages
 from services.text_worker.kv.store import KvStore
 from services.text_worker.model.config import CheckpointError
@@ -56,24 +57,32 @@ def load_model(settings: TextWorkerConfig) -> LoadedModel:
         raise CheckpointError(f"context_tokens: {context} is over the model's {architecture.context}")
     tokenizer, found = load_tokenizer(settings.model, architecture), fingerprint(settings.model)
     device = choose_device(settings, architecture, context)
+    model = load_on(device, settings, architecture, context)
     return LoadedModel(
         name=settings.model_name or _card_name(settings.model) or settings.model.resolve().name,
         hash=found,
-        model=load_on(device, settings, architecture, context),
+        model=model,
         device=device,
         tokenizer=tokenizer,
         sampling=load_sampling(settings.model),
         context_tokens=context,
-        cache_fingerprint=kv_fingerprint(settings, found, device, context),
+        cache_fingerprint=kv_fingerprint(settings, found, device, context, attention_of(model)),
         structures=Structures(tokenizer, architecture.vocab),
     )
 
 
-def kv_fingerprint(settings: TextWorkerConfig, model: str, device: torch.device, context: int) -> bytes:
+def attention_of(model: Model) -> str:
+    """How attention computes, and in how many bits keys and values are kept; a GPU's goes by its weights."""
+    return model.attention if isinstance(model, CpuModel) else "device"
+
+
+def kv_fingerprint(settings: TextWorkerConfig, model: str, device: torch.device, context: int, attention: str) -> bytes:
     """Equal where the same keys and values would be computed: turns by position may depend on the served context."""
     invariant = settings.batch_invariant or settings.weights == "int8"
     traits = {"model": model, "engine": device.type, "weights": settings.weights, "version": __version__}
-    return model_fingerprint((), {**traits, "context": str(context), "batch invariant": str(invariant)})
+    return model_fingerprint(
+        (), {**traits, "context": str(context), "batch invariant": str(invariant), "attention": attention}
+    )
 
 
 def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:
@@ -86,9 +95,10 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, d
     chunk = min(settings.prefill_chunk, loaded.context_tokens)
     rows, threads = max(settings.max_batch, 1 + MOST_DRAFTS), torch.get_num_threads()
     sizes = (rows, MOST_DRAFTS, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
+    arithmetic = (settings.weights, attention_of(loaded.model))
     curves = calibrated(
         cache_folder(settings.cache_dir),
-        key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, settings.weights, *map(str, sizes)),
+        key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, *arithmetic, *map(str, sizes)),
         measure=lambda: measure(
             loaded.model, store.pages, max_batch=settings.max_batch, chunk_tokens=chunk, device=device
         ),

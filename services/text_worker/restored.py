@@ -1,7 +1,7 @@
 """What of a sequence's next tokens needs no computing, because another worker did it. Pure: it only looks."""
 
 from headway.prefix import BLOCK_TOKENS
-from services.text_worker.kv.pages import Float
+from services.text_worker.kv.pages import Numbers
 from services.text_worker.sequence import Sequence
 
 
@@ -16,7 +16,7 @@ def next_block(work: Sequence, start: int) -> bytes | None:
     return work.kv.chain.over(work.tokens)[place]
 
 
-def restored_blocks(work: Sequence, start: int, most_tokens: int) -> tuple[Float, ...]:
+def restored_blocks(work: Sequence, start: int, most_tokens: int) -> tuple[Numbers, ...]:
     """The contents of the blocks from token `start` on that have come; at most so many tokens, but always one block."""
     if work.coming is None or most_tokens <= 0 or next_block(work, start) is None:
         return ()

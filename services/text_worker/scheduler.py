@@ -10,7 +10,7 @@ from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.costs import TextCosts
-from services.text_worker.kv.pages import Float
+from services.text_worker.kv.pages import Numbers
 from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.store import blocks_of
 from services.text_worker.lengths import LengthModel
@@ -36,7 +36,7 @@ class Part:
     """Blocks of the KV cache that the sequence begins with, because another began alike."""
     drafts: tuple[int, ...] = ()
     """Tokens that may follow the sequence's newest one, run behind it on trial."""
-    restored: tuple[Float, ...] = ()
+    restored: tuple[Numbers, ...] = ()
     """Contents of the blocks that `count` tokens fill, where another worker computed them: nothing is run then."""
 
     @property

@@ -30,7 +30,7 @@ def permitted(feature: str) -> bool:
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Memory with whatever is in it that begins at a cache line: lines of tiles across two take six times as long."""
+    """Memory with whatever is in it that begins at a cache line: tiles read lines across two several times slower."""
     size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size_bytes + LINE_BYTES, np.uint8)
     first = -raw.ctypes.data % LINE_BYTES

@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange
 
 from headway.prefix import BLOCK_TOKENS
+from services.text_worker.cpu.bf16 import rounded, widened
 from services.text_worker.cpu.compiled import compiled
 from services.text_worker.cpu.exponential import exp
 from services.text_worker.cpu.tiles import LANES, WIDE, tile
@@ -39,18 +40,18 @@ _values_1_n, _values_1_1 = tile(1, _VECTORS), tile(1, 1)
 
 
 @compiled()
-def _place_keys(places, tables, sequence, first_block, at, vectors, kv, kv_heads, head_dim):
-    """Where the keys of some vectors of tokens begin, counted from the first block on."""
+def _place_keys(places, tables, sequence, first_block, at, vectors, kv, kv_heads, head_dim, each):
+    """Where the keys of some vectors of tokens begin, counted from the first block on; `each`: numbers side by side."""
     for v in range(vectors):
         block = np.int64(tables[sequence, first_block + (at + v) // PARTS])
-        places[v] = (block * kv_heads + kv) * head_dim * BLOCK_TOKENS + (at + v) % PARTS * LANES
+        places[v] = (block * kv_heads + kv) * head_dim * BLOCK_TOKENS + (at + v) % PARTS * LANES * each
 
 
 @compiled()
 def _score(queries, keys, tables, sequence, first_block, vectors, kv, scores):
     """scores[line, tokens from first_block on] += queries[line] . keys, of `vectors` vectors. Mutates scores."""
     lines, head_dim = queries.shape
-    kv_heads, length = keys.shape[1], scores.shape[1]
+    kv_heads, length, each = keys.shape[1], scores.shape[1], 2 if keys.ndim == 5 else 1
     places = np.empty(_MOST_VECTORS, np.int64)
     line = 0
     while line < lines:
@@ -60,7 +61,7 @@ def _score(queries, keys, tables, sequence, first_block, vectors, kv, scores):
         query, at = line * head_dim, 0
         while at < vectors:
             taken = most if at + most <= vectors else 1
-            _place_keys(places, tables, sequence, first_block, at, taken, kv, kv_heads, head_dim)
+            _place_keys(places, tables, sequence, first_block, at, taken, kv, kv_heads, head_dim, each)
             to = line * length + at * LANES
             if size == 12:
                 if taken > 1:
@@ -86,11 +87,33 @@ def _score(queries, keys, tables, sequence, first_block, vectors, kv, scores):
 
 
 @compiled()
+def _value(values, block, kv, t, d):
+    if values.ndim == 5:
+        return widened(values[block, kv, t // 2, d, t % 2])
+    return values[block, kv, t, d]
+
+
+@compiled()
+def begin_of_block(values, block, kv, tokens):
+    """The first `tokens` values of one head of a block in bf16, zeros behind; uint16 [1, 1, tokens, head_dim, 2].
+
+    Nobody wrote behind them, and 0 times what lies there may not be 0.
+    """
+    tail = np.zeros((1, 1, BLOCK_TOKENS // 2, values.shape[3], 2), np.uint16)
+    pairs = tokens // 2
+    tail[0, 0, :pairs] = values[block, kv, :pairs]
+    if tokens % 2 > 0:
+        tail[0, 0, pairs, :, 0] = values[block, kv, pairs, :, 0]
+    return tail
+
+
+@compiled()
 def _add_values(scores, place, tokens, values, block, kv, sums):
     """sums[line] += the first `tokens` values of one block, weighed by scores[line, place:]. Mutates sums."""
     lines, head_dim = sums.shape
     length, start = scores.shape[1], (np.int64(block) * values.shape[1] + kv) * BLOCK_TOKENS * head_dim
-    places = np.empty(_MOST_VECTORS, np.int64)
+    places, each = np.empty(_MOST_VECTORS, np.int64), 2 if values.ndim == 5 else 1
+    taken_tokens = (tokens + each - 1) // each * each
     whole = head_dim - head_dim % LANES
     line = 0
     while line < lines:
@@ -100,28 +123,28 @@ def _add_values(scores, place, tokens, values, block, kv, sums):
         while d < whole:
             taken = _VECTORS if d + _VECTORS * LANES <= whole else 1
             for v in range(taken):
-                places[v] = start + d + v * LANES
+                places[v] = start + (d + v * LANES) * each
             to = line * head_dim + d
             if size == 6:
                 if taken > 1:
-                    _values_6_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                    _values_6_n(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
                 else:
-                    _values_6_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                    _values_6_1(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
             elif size == 3:
                 if taken > 1:
-                    _values_3_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                    _values_3_n(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
                 else:
-                    _values_3_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                    _values_3_1(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
             elif taken > 1:
-                _values_1_n(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                _values_1_n(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
             else:
-                _values_1_1(scores, weights, length, values, places, head_dim, tokens, sums, to, head_dim)
+                _values_1_1(scores, weights, length, values, places, head_dim, taken_tokens, sums, to, head_dim)
             d += taken * LANES
         line += size
     for line in range(lines if whole < head_dim else 0):
         for t in range(tokens):
             for d in range(whole, head_dim):
-                sums[line, d] = sums[line, d] + scores[line, place + t] * values[block, kv, t, d]
+                sums[line, d] = sums[line, d] + scores[line, place + t] * _value(values, block, kv, t, d)
 
 
 @compiled()
@@ -166,7 +189,7 @@ def _weigh(scores, line, first, last, softcap, lanes):
 @compiled()
 def _attend_tile(qkv, out, keys, values, tables, sequence, row, rows, start, kv, group, scale, window, softcap):
     """One key head of up to `TILE_ROWS` rows of a sequence, the first at position `start`."""
-    head_dim, lines, ends = keys.shape[2], rows * group, start + rows
+    head_dim, lines, ends = values.shape[3], rows * group, start + rows
     first_block = max(0, start - window + 1) // BLOCK_TOKENS if window > 0 else 0
     blocks = (ends + BLOCK_TOKENS - 1) // BLOCK_TOKENS - first_block
     begin = first_block * BLOCK_TOKENS
@@ -184,7 +207,11 @@ def _attend_tile(qkv, out, keys, values, tables, sequence, row, rows, start, kv,
         totals[line] = _weigh(scores, line, first - begin, last - begin, softcap, lanes)
     for b in range(blocks):
         tokens = min(BLOCK_TOKENS, ends - begin - b * BLOCK_TOKENS)  # what lies behind was never written
-        _add_values(scores, b * BLOCK_TOKENS, tokens, values, tables[sequence, first_block + b], kv, sums)
+        block = np.int64(tables[sequence, first_block + b])
+        if values.ndim == 5 and tokens % 2 > 0:
+            _add_values(scores, b * BLOCK_TOKENS, tokens, begin_of_block(values, block, kv, tokens), 0, 0, sums)
+        else:
+            _add_values(scores, b * BLOCK_TOKENS, tokens, values, block, kv, sums)
     for line in range(lines):
         at, share = (kv * group + line % group) * head_dim, np.float32(1.0) / totals[line]
         for d in range(head_dim):
@@ -196,7 +223,8 @@ def attend(qkv, out, keys, values, tables, tiles, heads, scale, window, softcap)
     """Causal grouped-query attention of packed rows over their sequences' blocks; writes all of `out`.
 
     qkv: fp32 [rows, (heads + 2 * kv_heads) * head_dim], queries rotated. out: fp32 [rows, heads * head_dim].
-    keys: fp32 [blocks, kv_heads, head_dim, BLOCK_TOKENS]; values: fp32 [blocks, kv_heads, BLOCK_TOKENS, head_dim].
+    keys: fp32 [blocks, kv_heads, head_dim, BLOCK_TOKENS]; values: fp32 [blocks, kv_heads, BLOCK_TOKENS, head_dim]; or
+    both the bits of bf16 as `Pages` has them, which are widened: the arithmetic is fp32 either way.
     tables: int32 [sequences, most blocks]. tiles: int32 [tiles, 4] of sequence, first row, rows, first position.
     scale multiplies scores; window: tokens seen, the row's own among them, 0 for all; softcap: 0 for none.
     """
@@ -228,7 +256,7 @@ def turn_and_store(qkv, heads, positions, sequences, cos, sin, query_norm, key_n
     positions, sequences: int32 [rows]. cos, sin: fp32 [context, head_dim / 2]; element i turns with i + head_dim / 2.
     Otherwise as `attend`. Mutates qkv, keys and values.
     """
-    kv_heads, head_dim = keys.shape[1], keys.shape[2]
+    kv_heads, head_dim = keys.shape[1], values.shape[3]
     half = head_dim // 2
     for row in prange(len(qkv)):
         position = positions[row]
@@ -245,6 +273,11 @@ def turn_and_store(qkv, heads, positions, sequences, cos, sin, query_norm, key_n
                 qkv[row, at + half + d] = b * c + a * s
         for kv in range(kv_heads):
             key_at, value_at = (heads + kv) * head_dim, (heads + kv_heads + kv) * head_dim
-            for d in range(head_dim):
-                keys[block, kv, d, slot] = qkv[row, key_at + d]
-                values[block, kv, slot, d] = qkv[row, value_at + d]
+            if keys.ndim == 5:
+                for d in range(head_dim):
+                    keys[block, kv, d // 2, slot, d % 2] = rounded(qkv[row, key_at + d])
+                    values[block, kv, slot // 2, d, slot % 2] = rounded(qkv[row, value_at + d])
+            else:
+                for d in range(head_dim):
+                    keys[block, kv, d, slot] = qkv[row, key_at + d]
+                    values[block, kv, slot, d] = qkv[row, value_at + d]

@@ -10,6 +10,8 @@ from numba.extending import intrinsic, register_jitable
 _LOG2E = np.float32(1.4426950408889634)
 _C1, _C2, _C3 = np.float32(0.6931471805599453), np.float32(0.2402265069591007), np.float32(0.05550410866482158)
 _C4, _C5, _C6 = np.float32(0.009618129107628477), np.float32(0.0013333558146428443), np.float32(0.0001540353039338161)
+TERMS = (_LOG2E, _C1, _C2, _C3, _C4, _C5, _C6)
+"""log2(e), and the polynomial's factors of f, f^2 and so on."""
 _ONE, _LEAST, _MOST = np.float32(1.0), np.float32(-126.0), np.float32(127.0)
 
 
@@ -21,16 +23,6 @@ def _as_float(context: Any, bits: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), build
-
-
-@intrinsic
-def as_bits(context: Any, number: Any) -> Any:
-    """The 32 bits of an fp32 number."""
-
-    def build(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), build
 
 
 @register_jitable

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headway.prefix import BLOCK_TOKENS
+from headway.prefix import BLOCK_TOKENS, ElementType
 from services.text_worker.backend import Span, check_spans
-from services.text_worker.cpu import attention, rows
+from services.text_worker.cpu import attention, attention_amx, rows
 from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import Packed, Rows, WeightKind, empty_rows, packer
 from services.text_worker.kv.pages import Pages
@@ -56,15 +56,27 @@ class CpuModel:
         return cls(architecture, weights, kind, context=context)
 
     @property
+    def element(self) -> ElementType:
+        """How keys and values are best kept: as precise as the weights they are made with."""
+        return ElementType.FLOAT32 if self.kind == "fp32" else ElementType.BFLOAT16
+
+    @property
+    def attention(self) -> str:
+        """Names attention's arithmetic, by which keys and values of equal tokens differ from another one's."""
+        tiles = self.element is ElementType.BFLOAT16 and attention_amx.usable(self.architecture.head_dim)
+        return f"{self.element.name.lower()}, {'tiles' if tiles else 'vectors'}"
+
+    @property
     def parameters(self) -> int:
         """Number of weights; a tied head is not counted again."""
         return self.weights.parameters
 
     def forward(self, spans: Several[Span], pages: Pages) -> Tensor:
-        """See `backend.Model`."""
+        """See `backend.Model`. The pages may be of any element: they decide how attention computes."""
         check_spans(spans, self.context)
         use_threads(self._threads)
-        layout = _lay_out(spans)
+        tiled = pages.paired and attention_amx.usable(self.architecture.head_dim)
+        layout = _lay_out(spans, attention_amx.TILE_ROWS if tiled else attention.TILE_ROWS)
         ops = _CpuPass(self.architecture, self._tables, layout, pages, self.kind)
         tokens = torch.from_numpy(layout.tokens)
         return forward(self.architecture, self.weights, tokens, torch.from_numpy(layout.wanted), ops)
@@ -86,7 +98,7 @@ class _Layout:
     tiles: np.ndarray  # [tiles, 4] int32: see attention.attend
 
 
-def _lay_out(spans: Several[Span]) -> _Layout:
+def _lay_out(spans: Several[Span], tile_rows: int) -> _Layout:
     counts = [len(span.tokens) for span in spans]
     firsts = np.concatenate(([0], np.cumsum(counts)))
     tables = np.zeros((len(spans), max(-(-span.end // BLOCK_TOKENS) for span in spans)), np.int32)
@@ -100,13 +112,12 @@ def _lay_out(spans: Several[Span]) -> _Layout:
         sequences=np.repeat(np.arange(len(spans), dtype=np.int32), counts),
         wanted=np.concatenate([np.arange(end - span.wanted, end) for span, end in zip(spans, firsts[1:], strict=True)]),
         tables=tables,
-        tiles=_tiles(spans, firsts.tolist()),
+        tiles=_tiles(spans, firsts.tolist(), tile_rows),
     )
 
 
-def _tiles(spans: Several[Span], firsts: Several[int]) -> np.ndarray:
+def _tiles(spans: Several[Span], firsts: Several[int], size: int) -> np.ndarray:
     """Rows of one sequence in groups, dealt out so that every thread's equal share of them is about as much work."""
-    size = attention.TILE_ROWS
     tiles = [
         (line, first + row, min(size, len(span.tokens) - row), span.start + row)
         for line, (span, first) in enumerate(zip(spans, firsts, strict=False))
@@ -164,7 +175,9 @@ class _CpuPass:
         made = self._rows("attended", len(heads), layer.heads * layer.head_dim)
         scale, softcap = np.float32(layer.scale), np.float32(layer.softcap or 0.0)
         out = made.plain.numpy()
-        attention.attend(heads, out, keys, values, at.tables, at.tiles, layer.heads, scale, layer.window or 0, softcap)
+        tiled = self.pages.paired and attention_amx.usable(layer.head_dim)
+        attend = attention_amx.attend if tiled else attention.attend
+        attend(heads, out, keys, values, at.tables, at.tiles, layer.heads, scale, layer.window or 0, softcap)
         if made.packed.size:
             rows.pack_rows(out, made.packed, made.scales)
         return made

@@ -8,8 +8,9 @@ say; where it is empty nothing is packed. Each row is computed alone, so no resu
 import numpy as np
 from numba import prange
 
+from services.text_worker.cpu.bf16 import rounded
 from services.text_worker.cpu.compiled import compiled
-from services.text_worker.cpu.exponential import as_bits, exp
+from services.text_worker.cpu.exponential import exp
 
 
 @compiled()
@@ -23,22 +24,14 @@ def _pack_row(rows, row, packed, scales):
 
 
 @compiled()
-def _nearest(number):
-    """The nearest bf16, of two the even one; no number stays no number, whatever its bits."""
-    bits = as_bits(number)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(rounded if number == number else np.uint32(0x7FC0))
-
-
-@compiled()
 def _round_row(rows, row, packed):
     step, width = packed.shape[3], rows.shape[1]
     block, line, whole = row // packed.shape[2], row % packed.shape[2], width // step
     for s in range(whole):
         for i in range(step):
-            packed[block, s, line, i] = _nearest(rows[row, s * step + i])
+            packed[block, s, line, i] = rounded(rows[row, s * step + i])
     for i in range(width - whole * step):
-        packed[block, whole, line, i] = _nearest(rows[row, whole * step + i])
+        packed[block, whole, line, i] = rounded(rows[row, whole * step + i])
 
 
 @compiled()

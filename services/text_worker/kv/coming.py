@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Several
 from itertools import takewhile
 
-from services.text_worker.kv.pages import Float
+from services.text_worker.kv.pages import Numbers
 
 
 class Coming:
@@ -13,14 +13,14 @@ class Coming:
         """`hashes`: the blocks wanted, in the prompt's order. `until_s`: the end of waiting for them; monotonic."""
         self.hashes, self.until_s = tuple(hashes), until_s
         self._expected = frozenset(hashes)
-        self._content: dict[bytes, Float] = {}
+        self._content: dict[bytes, Numbers] = {}
 
     def expect(self, hashes: Several[bytes]) -> None:
         """Only these are there, it turns out."""
         self._expected = frozenset(hashes)
 
-    def bring(self, block: bytes, content: Float) -> None:
-        """One is here: fp32 [2, layers, kv_heads, BLOCK_TOKENS, head_dim], checked."""
+    def bring(self, block: bytes, content: Numbers) -> None:
+        """One is here: [2, layers, kv_heads, BLOCK_TOKENS, head_dim], checked."""
         self._content[block] = content
 
     def end(self) -> None:
@@ -31,7 +31,7 @@ class Coming:
         """Whether it is worth waiting for: still under way, and in time."""
         return now_s < self.until_s and block in self._expected and block not in self._content
 
-    def here(self, chain: Several[bytes]) -> tuple[Float, ...]:
+    def here(self, chain: Several[bytes]) -> tuple[Numbers, ...]:
         """The content of the longest beginning of `chain` that has come."""
         found = takewhile(lambda content: content is not None, map(self._content.get, chain))
         return tuple(content for content in found if content is not None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.prefix import BLOCK_TOKENS, HEADER_BYTES, ElementType, PayloadError, PayloadHeader, pack_header, unpack
-from services.text_worker.kv.pages import Float, Pages
+from services.text_worker.kv.pages import Numbers, Pages, dtype_of
 from services.text_worker.kv.store import KvStore
 
 
@@ -17,19 +17,19 @@ class Layout:
     layers: int
     kv_heads: int
     head_dim: int
+    element: ElementType = ElementType.FLOAT32
 
     @classmethod
     def of(cls, pages: Pages, fingerprint: bytes) -> "Layout":
         """That of the blocks in `pages`."""
-        _, kv_heads, head_dim, _ = pages.keys[0].shape
-        return cls(fingerprint, len(pages.keys), kv_heads, head_dim)
+        return cls(fingerprint, len(pages.keys), pages.kv_heads, pages.head_dim, pages.element)
 
     def header(self, block_hash: bytes) -> PayloadHeader:
         """Of the block with this hash."""
         return PayloadHeader(
             block=block_hash,
             fingerprint=self.fingerprint,
-            element=ElementType.FLOAT32,
+            element=self.element,
             layers=self.layers,
             kv_heads=self.kv_heads,
             tokens=BLOCK_TOKENS,
@@ -46,8 +46,8 @@ class Layout:
         """Of one block with its header."""
         return HEADER_BYTES + self.payload_bytes
 
-    def content(self, stored: bytes, block_hash: bytes) -> Float:
-        """What was exported as `block_hash`: fp32 [2, layers, kv_heads, BLOCK_TOKENS, head_dim], a view.
+    def content(self, stored: bytes, block_hash: bytes) -> Numbers:
+        """What was exported as `block_hash`: [2, layers, kv_heads, BLOCK_TOKENS, head_dim], a view.
 
         Raises PayloadError for what is damaged, of another block, model, shape or element, or not finite.
         """
@@ -55,10 +55,18 @@ class Layout:
         expected = self.header(block_hash)
         if header != expected:
             raise PayloadError(f"shape or element of the block differ: {header} is not {expected}")
-        content = np.frombuffer(payload, np.float32)
-        if not np.isfinite(content).all():
+        content: Numbers = np.frombuffer(payload, dtype_of(self.element))
+        if not _all_finite(content):
             raise PayloadError("the block holds numbers that are not finite")
         return content.reshape(2, self.layers, self.kv_heads, BLOCK_TOKENS, self.head_dim)
+
+
+def _all_finite(content: Numbers) -> bool:
+    """Of fp32, or of the bits of bf16: exponents of ones alone are infinite or no numbers."""
+    if content.dtype == np.float32:
+        return bool(np.isfinite(content).all())
+    exponents = np.bitwise_and(content.view(np.uint16), 0x7F80)
+    return bool((exponents != 0x7F80).all())
 
 
 def export_block(pages: Pages, block: int, *, block_hash: bytes, fingerprint: bytes) -> bytes:

@@ -18,7 +18,7 @@ from headway.prefix import BLOCK_TOKENS, PayloadError
 from headway.telemetry import Metrics, Restore, SharedBlock
 from services.text_worker.costs import TextCosts
 from services.text_worker.kv.coming import Coming
-from services.text_worker.kv.pages import Float
+from services.text_worker.kv.pages import Numbers
 from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.transfer import Layout
 from services.text_worker.sharing.learned import RestoreCosts
@@ -164,9 +164,9 @@ class Restorer:
             await self._store.discard(hashes[len(contents)])
         return len(contents) == len(hashes)
 
-    def _checked(self, hashes: Several[bytes], fetched: Several[bytes]) -> list[Float]:
+    def _checked(self, hashes: Several[bytes], fetched: Several[bytes]) -> list[Numbers]:
         """The content of the blocks before the first that is not what it should be. Blocks; for another thread."""
-        contents: list[Float] = []
+        contents: list[Numbers] = []
         for block, stored in zip(hashes, fetched, strict=False):
             try:
                 contents.append(self._layout.content(stored, block))

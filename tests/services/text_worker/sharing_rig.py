@@ -21,7 +21,7 @@ from headway.v1 import text_pb2
 from services.text_worker import main
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts
-from services.text_worker.loading import calibrate, kv_fingerprint
+from services.text_worker.loading import attention_of, calibrate, kv_fingerprint, load_model
 from services.text_worker.main import build
 from services.text_worker.model.weights import fingerprint
 
@@ -84,7 +84,9 @@ async def worker(cache_dir: Path, **options: Any) -> AsyncIterator[Worker]:
     if task.done():
         task.result()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
-        yield Worker(channel, services[0], kv_fingerprint(config, fingerprint(MODEL), torch.device("cpu"), 512))
+        cpu, arithmetic = torch.device("cpu"), load_model(config).model
+        name = kv_fingerprint(config, fingerprint(MODEL), cpu, 512, attention_of(arithmetic))
+        yield Worker(channel, services[0], name)
     stop.set()
     await asyncio.wait_for(task, 30)
 

@@ -10,13 +10,13 @@ from headway.planning import plan_queue
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.coming import Coming
-from services.text_worker.kv.pages import Float
+from services.text_worker.kv.pages import Numbers
 from services.text_worker.kv.pool import BlockPool
 from services.text_worker.scheduler import Part, TextBatch, TextScheduler
 from services.text_worker.sequence import Sequence
 
 TAKING_IN = Cost(0.5)
-CONTENT: Float = np.zeros(1, np.float32)
+CONTENT: Numbers = np.zeros(1, np.float32)
 PATIENCE_S = 0.1
 
 

@@ -34,7 +34,7 @@ async def test_a_prompt_that_is_cached_whole_still_gives_its_first_token(tmp_pat
 
 async def test_a_cache_that_is_too_small_for_all_changes_no_token_and_is_free_at_the_end(tmp_path: Path) -> None:
     prompts = [tokens(*range(10 + 7 * i, 70 + 7 * i)) for i in range(6)]
-    async with served(tmp_path, weights="int8", kv_memory_mb=2, max_deadline_s=600) as channel:
+    async with served(tmp_path, weights="int8", kv_memory_mb=1, max_deadline_s=600) as channel:
         alone = [(await ask(channel, 500.0, tokens=prompt, max_tokens=100)).token_ids for prompt in prompts]
         together = await asyncio.gather(*(ask(channel, 500.0, tokens=prompt, max_tokens=100) for prompt in prompts))
         async for state in worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchWorkerRequest(), timeout=20):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.prefix import BLOCK_TOKENS, HEADER_BYTES, PayloadError
+from headway.prefix import BLOCK_TOKENS, HEADER_BYTES, ElementType, PayloadError
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages, block_bytes, blocks_for
 from services.text_worker.kv.pool import OutOfBlocks
@@ -21,8 +21,11 @@ MODEL = Architecture("llama", 64, 24, (LAYER, LAYER, LAYER), 512, 1e-5, True, fr
 NAME, PRINT = b"n" * 32, b"f" * 32
 
 
-def store(blocks: int = 8) -> KvStore:
-    return KvStore(Pages(MODEL, blocks + 1))
+FP32, BF16 = ElementType.FLOAT32, ElementType.BFLOAT16
+
+
+def store(blocks: int = 8, element: ElementType = FP32) -> KvStore:
+    return KvStore(Pages(MODEL, blocks + 1, element))
 
 
 def holding() -> Holding:
@@ -33,7 +36,8 @@ def fill(pages: Pages, block: int, seed: int = 0) -> None:
     """Numbers in every place of a block."""
     random = np.random.default_rng(seed)
     shape = (2, 3, 2, BLOCK_TOKENS, 6)
-    pages.write(block, random.standard_normal(shape).astype(np.float32))
+    numbers = random.standard_normal(shape).astype(np.float32)
+    pages.write(block, numbers if pages.element is FP32 else (numbers.view(np.uint32) >> 16).astype(np.uint16))
 
 
 def run(kv: KvStore, held: Holding, tokens: list[int]) -> None:
@@ -97,14 +101,46 @@ def test_a_chain_grows_as_a_new_one_would_be(rows: list[tuple[int, int]]) -> Non
     assert len(chain.over(tokens)) == len(tokens) // BLOCK_TOKENS
 
 
-def test_blocks_go_from_worker_to_worker() -> None:
-    here, there = store(), store()
+@pytest.mark.parametrize("element", [FP32, BF16])
+def test_blocks_go_from_worker_to_worker(element: ElementType) -> None:
+    here, there = store(element=element), store(element=element)
     fill(here.pages, 3)
     stored = export_block(here.pages, 3, block_hash=NAME, fingerprint=PRINT)
-    assert len(stored) == HEADER_BYTES + block_bytes(MODEL)
+    assert len(stored) == HEADER_BYTES + block_bytes(MODEL, element.bytes_each)
+    assert here.pages.size_bytes == 9 * block_bytes(MODEL, element.bytes_each)
     import_block(there.pages, 5, stored, block_hash=NAME, fingerprint=PRINT)
     np.testing.assert_array_equal(here.pages.read(3), there.pages.read(5))
     np.testing.assert_array_equal(here.pages.keys[1][3], there.pages.keys[1][5])
+    np.testing.assert_array_equal(here.pages.values[2][3], there.pages.values[2][5])
+    assert here.pages.read(3).any()
+
+
+@pytest.mark.parametrize("element", [FP32, BF16])
+def test_a_block_of_another_type_is_foreign(element: ElementType) -> None:
+    other = BF16 if element is FP32 else FP32
+    here, there = store(element=element), store(element=other)
+    fill(here.pages, 3)
+    stored = export_block(here.pages, 3, block_hash=NAME, fingerprint=PRINT)
+    with pytest.raises(PayloadError, match="element"):
+        import_block(there.pages, 5, stored, block_hash=NAME, fingerprint=PRINT)
+    with pytest.raises(ValueError, match=other.name):
+        there.pages.write(5, here.pages.read(3))
+    assert not there.pages.read(5).any()
+
+
+def test_numbers_in_16_bits_that_pages_do_not_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="bf16"):
+        Pages(MODEL, 2, ElementType.FLOAT16)
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81])
+def test_a_block_in_16_bits_that_is_not_finite_is_refused(bits: int) -> None:
+    kv = store(element=BF16)
+    fill(kv.pages, 3)
+    kv.pages.values[2][3, 1, 4, 4, 1] = bits
+    stored = export_block(kv.pages, 3, block_hash=NAME, fingerprint=PRINT)
+    with pytest.raises(PayloadError, match="not finite"):
+        import_block(kv.pages, 5, stored, block_hash=NAME, fingerprint=PRINT)
 
 
 def test_what_is_copied_without_holding_it_is_whole_or_nothing() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_family_logits import SHIPPED, VARIANTS, prompt, random_checkpoint
 
-from headway.prefix import BLOCK_TOKENS
+from headway.prefix import BLOCK_TOKENS, ElementType
 from services.text_worker.backend import Span
+from services.text_worker.cpu import attention_amx
 from services.text_worker.cpu.compiled import use_threads
 from services.text_worker.cpu.linear import WeightKind
 from services.text_worker.cpu.model import CpuModel
@@ -37,12 +38,14 @@ class Twins:
     cache: KvCache
 
 
-def load_twins(folder: Path, kind: WeightKind = "fp32", *, invariant: bool = False) -> Twins:
+def load_twins(
+    folder: Path, kind: WeightKind = "fp32", *, invariant: bool = False, element: ElementType | None = None
+) -> Twins:
     architecture = load_architecture(folder)
     ours = CpuModel.load(folder, architecture, kind, context=CONTEXT, invariant=invariant)
-    pages = Pages(architecture, BLOCKS)
+    pages = Pages(architecture, BLOCKS, element or ours.element)
     for array in (*pages.keys, *pages.values):
-        array[:] = np.nan  # what was never written must not count
+        array[:] = 0x7FC0 if pages.paired else np.nan  # not a number: what was never written must not count
     theirs = dense.DenseModel.load(folder, architecture, context=CONTEXT)
     return Twins(ours, theirs, pages, KvCache(architecture, slots=3, context=CONTEXT))
 
@@ -79,17 +82,40 @@ def test_logits_are_those_of_the_plain_path(variant: str, tmp_path: Path) -> Non
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_keys_and_values_in_16_bits_stay_near(variant: str, tmp_path: Path) -> None:
+    """Each family's masks and caps over pages of bf16, weights as they are."""
+    family, options = VARIANTS[variant]
+    for ours, theirs in play(load_twins(random_checkpoint(tmp_path, family, **options), element=ElementType.BFLOAT16)):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without AMX."""
+    monkeypatch.setattr(attention_amx, "usable", lambda head_dim: False)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize(("kind", "limit"), [("bf16", 0.02), ("int8", 0.03)])
-def test_fewer_bits_stay_near_on_the_trained_model(kind: WeightKind, limit: float) -> None:
+def test_fewer_bits_stay_near_on_the_trained_model(
+    kind: WeightKind, limit: float, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mean KL divergence in nats from fp32's distribution of the next token."""
+    if not tiles:
+        without_tiles(monkeypatch)
     pairs = play(load_twins(SHIPPED, kind))
     ours, theirs = (torch.cat(logits).log_softmax(-1) for logits in zip(*pairs, strict=True))
     divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     assert 0.0 <= divergence < limit
 
 
+@pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize(("kind", "invariant"), [("int8", False), ("fp32", True), ("bf16", True)])
-def test_a_tokens_bits_do_not_depend_on_batch_or_chunks(kind: WeightKind, invariant: bool) -> None:
+def test_a_tokens_bits_do_not_depend_on_batch_or_chunks(
+    kind: WeightKind, invariant: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not tiles:
+        without_tiles(monkeypatch)
     twins = load_twins(SHIPPED, kind, invariant=invariant)
     tokens = tuple(prompt(60, 1, twins.ours.architecture.vocab))
     whole = twins.ours.forward([Span(TABLES[0], 0, tokens, wanted=60)], twins.pages)
