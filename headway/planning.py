@@ -122,9 +122,9 @@ def hopeless(plan: QueuePlan, setting: Setting) -> list[int]:
     """Keys of those that would be late with all but a small chance even if they began now, alone and at their lowest.
 
     By deadline they would come first, and so take the time of others that could still be kept, one after the other. A
-    text is left as it is: it may end after the token that it has.
+    text is left as it is: it may end after the token that it has. With nobody else there it is tried all the same.
     """
-    if not setting.commits:
+    if not setting.commits or (len(plan) == 1 and not setting.beside):
         return []
     late = (choice.job for choice in plan.values() if late_ms(choice.job.due_s, choice.finish, setting, 0.5) > 0)
     surely = min(HOPELESS, 1 - setting.admission_quantile)

@@ -330,4 +330,7 @@ def test_hopeless_is_who_would_be_late_even_alone() -> None:
     assert hopeless(plan, commits) == [4]
     assert hopeless(plan, ALONE) == [], "a text may end after the token that it has"
     doubtful = replace(commits, curve=StepCurve(((1, Cost(100.0, 100.0)),)))
-    assert hopeless(plan_queue([job(1, 0.09)], doubtful), doubtful) == [], "it may yet be quicker than that"
+    assert hopeless(plan_queue([*behind, job(4, 0.09)], doubtful), doubtful) == [], "it may yet be quicker than that"
+    assert hopeless(plan_queue([job(4, 0.09)], commits), commits) == [], "nobody waits for its time"
+    shared = replace(commits, foreign=((9.0, 1.0),))
+    assert hopeless(plan_queue([job(4, 0.09)], shared), shared) == [4], "but for others on the device"
