@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _PATIENCE_S = 60.0
 _PROBED_WITHIN_S = 1.0
+MEASURED_WITHIN_S = 20.0
+"""How long a first measurement gives way to real work; on a device that is never at rest it would never end."""
 """A worker that starts again on a busy device is wanted back: its probe is a few short steps."""
 _TOO_SLOW = 0.67
 """A probe below this share of what was kept says that it was measured on a busy machine."""
@@ -71,13 +73,13 @@ def calibrated(
 
 
 class Soon:
-    """A device for a probe: all that it leases is due a second from now, so that a busy device does not hold it up.
+    """A device for a probe or a measurement: all that it leases is due so long from now, and a busy device gets to it.
 
     Behind all real work, each of its steps could wait for as long as others have any.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device, self._due_s = device, time.monotonic() + _PROBED_WITHIN_S
+    def __init__(self, device: Device, within_s: float = _PROBED_WITHIN_S) -> None:
+        self._device, self._due_s = device, time.monotonic() + within_s
 
     def lease(self, *, due_s: float, label: str, keep: bool = False) -> AbstractContextManager[Lease]:
         return self._device.lease(due_s=min(due_s, self._due_s), label=label, keep=keep)

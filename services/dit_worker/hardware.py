@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from headway.calibration import Soon, cache_folder, calibrated
+from headway.calibration import MEASURED_WITHIN_S, Soon, cache_folder, calibrated
 from headway.engine import Device
 from headway.server import StartError
 from services.dit_worker import costs
@@ -60,7 +60,7 @@ def prepare(config: DitWorkerConfig, model: Checkpoint, lease: Device) -> Hardwa
     curves = calibrated(
         folder,
         key=key,
-        measure=partial(costs.measure, flow, whole, decoder, lease, config.max_batch),
+        measure=partial(costs.measure, flow, whole, decoder, Soon(lease, MEASURED_WITHIN_S), config.max_batch),
         probe=partial(costs.probe, flow, whole, Soon(lease)),
     )
     size = config.max_batch or costs.efficient_size(curves[STEPS])
@@ -110,7 +110,7 @@ def _threads(config: DitWorkerConfig, flow: Dit, lease: Device, key: tuple[str, 
     curves = calibrated(
         cache_folder(config.cache_dir),
         key=(*key, str(cores)),
-        measure=partial(costs.measure_threads, flow, lease),
+        measure=partial(costs.measure_threads, flow, Soon(lease, MEASURED_WITHIN_S)),
         probe=partial(costs.probe_threads, flow, Soon(lease)),
     )
     threads = costs.fastest_threads(curves)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from headway import __version__
-from headway.calibration import Soon, cache_folder, calibrated
+from headway.calibration import MEASURED_WITHIN_S, Soon, cache_folder, calibrated
 from headway.engine import Device
 from headway.prefix import model_fingerprint
 from services.text_worker.backend import Model
@@ -100,7 +100,11 @@ def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, d
         cache_folder(settings.cache_dir),
         key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, *arithmetic, *map(str, sizes)),
         measure=lambda: measure(
-            loaded.model, store.pages, max_batch=settings.max_batch, chunk_tokens=chunk, device=device
+            loaded.model,
+            store.pages,
+            max_batch=settings.max_batch,
+            chunk_tokens=chunk,
+            device=Soon(device, MEASURED_WITHIN_S),
         ),
         probe=lambda: probe(loaded.model, store.pages, Soon(device)),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.calibration import Curves, Probe, Soon, cache_folder, calibrated, cost_of, quiet_cost
+from headway.calibration import MEASURED_WITHIN_S, Curves, Probe, Soon, cache_folder, calibrated, cost_of, quiet_cost
 from headway.cost import Cost, StepCurve
 from headway.device import Lease
 
@@ -99,6 +99,8 @@ def test_a_probe_is_not_held_up_by_work_that_is_due_later() -> None:
     assert quiet_cost(lambda: sum(range(1000)), Soon(device), repeats=6).mean_ms > 0
     assert len(device.leases) == 7
     assert max(device.leases) <= 1.0
+    assert quiet_cost(lambda: sum(range(1000)), Soon(device, MEASURED_WITHIN_S), repeats=6).mean_ms > 0
+    assert 1.0 < max(device.leases) <= MEASURED_WITHIN_S, "and a measurement gives way for a while alone"
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
