@@ -102,11 +102,20 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     )
     speculate: Mode = setting(
         "auto",
-        "guess tokens that repeat the text so far and check several in a step: auto where that brings more tokens a "
-        "millisecond, lookup wherever deadlines bear it; the tokens are the same either way",
+        "guess tokens and check several in a step, by what repeats the text so far and by draft_model: auto where that "
+        "brings more tokens a millisecond, lookup or draft by that alone wherever deadlines bear it; the tokens are "
+        "the same either way",
         group="Engine",
         unit="MODE",
     )
+    draft_model: Annotated[DirectoryPath | None, OrOff] = setting(
+        None, "folder of a smaller checkpoint with the same tokens, which guesses what the model will say; off: none",
+        group="Engine", unit="DIR",
+    )  # fmt: skip
+    draft_kv_memory_mb: int = setting(
+        64, "memory for the draft model's keys and values; sized once at start", group="Engine", unit="MIB",
+        ge=MIN_KV_MEMORY_MB, le=MAX_KV_MEMORY_MB,
+    )  # fmt: skip
     prefill_chunk: int = setting(
         128, "most prompt tokens run in one step", group="Engine", unit="TOKENS", ge=16, le=65_536
     )
@@ -115,6 +124,18 @@ class TextWorkerConfig(WorkerConfig, UpstreamConfig):
     def _an_engine_elsewhere_has_an_address(self) -> Self:
         if (self.engine == "openai") != (self.base_url is not None):
             raise ValueError("base_url: belongs to engine openai, which needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _a_draft_model_is_asked(self) -> Self:
+        if self.draft_model is None:
+            if self.speculate == "draft":
+                raise ValueError("speculate: draft needs draft_model")
+            return self
+        if self.engine != "own":
+            raise ValueError("draft_model: belongs to engine own")
+        if self.speculate not in ("draft", "auto"):
+            raise ValueError(f"draft_model: speculate {self.speculate} does not ask it; draft or auto do")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from headway.ticket import Event, Finished, Stage, Ticket
 from headway.v1 import text_pb2
 from services.text_worker.backend import Model, Span
 from services.text_worker.costs import TextCosts
+from services.text_worker.drafting import Drafter
 from services.text_worker.drawing import draw
 from services.text_worker.kv.pages import Pages
 from services.text_worker.kv.store import KvStore
@@ -47,8 +48,13 @@ class TextEngine:
         clock: Clock,
         lengths: LengthModel | None = None,
         told: Callable[[int, int], None] = lambda drafted, accepted: None,
+        drafter: Drafter | None = None,
     ) -> None:
-        """`lengths` is told of every text that ends, `told` of every sequence's drafts in a step: all, and accepted."""
+        """`lengths` is told of every text that ends, `told` of every sequence's drafts in a step: all, and accepted.
+
+        `drafter`: makes the drafts that a step leaves to it.
+        """
+        self._drafter = drafter
         self._model, self._store, self._costs, self._told = model, store, costs, told
         self._clock, self._lengths = clock, lengths or LengthModel()
 
@@ -65,6 +71,7 @@ class TextEngine:
             take_in(self._store, part)
         ran: list[tuple[Part, tuple[Drawn, ...]]] = [(part, ()) for part in restored]
         if computed := [part for part in parts if not part.restored]:
+            computed = self._with_drafts(computed)
             logits = self._model.forward([_span(part) for part in computed], self._store.pages)  # [wanted, vocab]
             ran += zip(computed, drawn_tokens(computed, logits), strict=True)
         return StepResult(tuple(ran), late)
@@ -87,6 +94,16 @@ class TextEngine:
     def release(self, work: Sequence) -> None:
         """Gives the sequence's blocks back."""
         self._store.release(work.kv)
+        if self._drafter is not None:
+            self._drafter.release(work)
+
+    def _with_drafts(self, parts: list[Part]) -> list[Part]:
+        """The parts with the drafts that are left to the small model."""
+        wanted = [(part.sequence, part.guesses) for part in parts if part.guesses]
+        if self._drafter is None or not wanted:
+            return parts
+        made = iter(self._drafter.drafts(wanted))
+        return [replace(part, drafts=next(made)) if part.guesses else part for part in parts]
 
     def _late(self, batch: TextBatch) -> tuple[Sequence, ...]:
         """Judged here, and not when planned, because the wait for the device comes in between."""
@@ -97,7 +114,9 @@ class TextEngine:
     def _settle_drafts(self, part: Part, accepted: int) -> None:
         """Of the drafts' keys and values those of tokens that the answer took are kept, and no block beyond them."""
         work = part.sequence
-        work.acceptance.observe(len(part.drafts), accepted)
+        source = work.guessing if part.guesses else work.acceptance
+        for each in (work.guessing, work.acceptance):
+            each.observe(*((len(part.drafts), accepted) if each is source else (0, 0)))
         if part.drafts:
             taken = len(work.tokens) - part.start - part.count  # fewer than were accepted where the answer ended
             self._store.computed(work.kv, work.tokens, min(accepted, taken))

@@ -15,7 +15,9 @@ from services.text_worker.backend import Model
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, costs_of, measure, probe
 from services.text_worker.cpu.model import CpuModel
+from services.text_worker.drafting import Drafter
 from services.text_worker.hardware import choose_device, load_on, make_pages
+from services.text_worker.kv.pages import Pages, blocks_for
 from services.text_worker.kv.store import KvStore
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.model.families import load_architecture
@@ -92,23 +94,55 @@ def make_store(settings: TextWorkerConfig, loaded: LoadedModel) -> KvStore:
 
 def calibrate(settings: TextWorkerConfig, loaded: LoadedModel, store: KvStore, device: Device) -> TextCosts:
     """What steps cost on this host: kept from an earlier start, else measured. Blocks for a second or two."""
-    chunk = min(settings.prefill_chunk, loaded.context_tokens)
+    return _calibrate(settings, loaded.hash, loaded.device, loaded.model, store, device)
+
+
+def _calibrate(
+    settings: TextWorkerConfig, name: str, on: torch.device, model: Model, store: KvStore, device: Device
+) -> TextCosts:
+    chunk = min(settings.prefill_chunk, model.context)
     rows, threads = max(settings.max_batch, 1 + MOST_DRAFTS), torch.get_num_threads()
-    sizes = (rows, MOST_DRAFTS, int(settings.batch_invariant), loaded.context_tokens, chunk, threads)
-    arithmetic = (settings.weights, attention_of(loaded.model))
+    sizes = (rows, MOST_DRAFTS, int(settings.batch_invariant), model.context, chunk, threads)
+    arithmetic = (settings.weights, attention_of(model))
     curves = calibrated(
         cache_folder(settings.cache_dir),
-        key=(_name_of(loaded.device), __version__, torch.__version__, loaded.hash, *arithmetic, *map(str, sizes)),
+        key=(_name_of(on), __version__, torch.__version__, name, *arithmetic, *map(str, sizes)),
         measure=lambda: measure(
-            loaded.model,
+            model,
             store.pages,
             max_batch=settings.max_batch,
             chunk_tokens=chunk,
             device=Soon(device, MEASURED_WITHIN_S),
         ),
-        probe=lambda: probe(loaded.model, store.pages, Soon(device)),
+        probe=lambda: probe(model, store.pages, Soon(device)),
     )
     return costs_of(curves, chunk)
+
+
+def load_drafter(settings: TextWorkerConfig, loaded: LoadedModel, device: Device) -> Drafter | None:
+    """The draft model, checked against the one that it guesses for, and measured; None where none is configured.
+
+    Blocks. Raises CheckpointError.
+    """
+    folder = settings.draft_model
+    if folder is None:
+        return None
+    if loaded.device.type != "cpu":
+        raise CheckpointError("draft_model: is served on a CPU alone")
+    try:
+        architecture = load_architecture(folder)
+        if architecture.vocab != loaded.vocabulary:
+            raise CheckpointError(f"vocab_size {architecture.vocab} is not the model's {loaded.vocabulary}")
+        if load_tokenizer(folder, architecture).vocabulary != loaded.tokenizer.vocabulary:
+            raise CheckpointError("tokenizer.json: its tokens are not the model's")
+        context = min(architecture.context, loaded.context_tokens)
+        model = CpuModel.load(folder, architecture, settings.weights, context=context)
+        blocks = blocks_for(architecture, settings.draft_kv_memory_mb, context, model.element.bytes_each)
+        store = KvStore(Pages(architecture, blocks, model.element))
+    except CheckpointError as error:
+        raise CheckpointError(f"draft_model: {error}") from error
+    costs = _calibrate(settings, fingerprint(folder), loaded.device, model, store, device)
+    return Drafter(model, store, costs)
 
 
 def _name_of(device: torch.device) -> str:

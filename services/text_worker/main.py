@@ -25,10 +25,11 @@ from headway.worker import Identity, LoadedAsset, LoopObserver, WorkerRuntime, r
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts, pulse, with_taking_in
 from services.text_worker.cpu.compiled import share_torch_threads
+from services.text_worker.drafting import Drafter
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.store import KvStore
 from services.text_worker.lengths import LengthModel
-from services.text_worker.loading import LoadedModel, calibrate, load_model, make_store
+from services.text_worker.loading import LoadedModel, calibrate, load_drafter, load_model, make_store
 from services.text_worker.model.config import CheckpointError
 from services.text_worker.prefixes import HeldPrefixes, NotedPrompts
 from services.text_worker.publishing import Publisher
@@ -58,9 +59,13 @@ async def build(config: TextWorkerConfig, service: Service) -> Served:
     except CheckpointError as error:
         raise StartError(f"model: {error}") from error
     costs = await asyncio.to_thread(calibrate, config, loaded, store, device)
+    try:
+        drafter = await asyncio.to_thread(load_drafter, config, loaded, device)
+    except CheckpointError as error:
+        raise StartError(str(error)) from error
     if config.kv_store is not None:
         costs = await asyncio.to_thread(with_taking_in, costs, store.pages, device)
-    loop = _engine_loop(config, service, loaded, store, costs, device)
+    loop = _engine_loop(config, service, loaded, store, costs, device, drafter)
     loop.start()
     service.closing.push_async_callback(loop.stop)
     identity = _identity(config, loaded)
@@ -126,6 +131,7 @@ def _engine_loop(
     store: KvStore,
     costs: TextCosts,
     device: DeviceClient,
+    drafter: Drafter | None,
 ) -> EngineLoop[Sequence]:
     planning = Setting(
         now_s=0.0,
@@ -143,8 +149,8 @@ def _engine_loop(
         drafts.labels("accepted").inc(accepted)
         drafts.labels("refused").inc(drafted - accepted)
 
-    scheduler = TextScheduler(costs, store.pool, planning, lengths, config.speculate)
-    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths, told=told)
+    scheduler = TextScheduler(costs, store.pool, planning, lengths, config.speculate, drafter)
+    engine = TextEngine(loaded.model, store, costs, clock=service.clock, lengths=lengths, told=told, drafter=drafter)
     observer = LoopObserver(service, "text", config.max_batch)
     return EngineLoop(
         scheduler,

@@ -1,25 +1,24 @@
 """What the text engine runs next, and what the planner must know of each sequence. Pure."""
 
-import math
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 from functools import partial
 
-from headway.cost import ZERO, Cost, Foreign, Load
+from headway.cost import ZERO, Cost, Foreign
 from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from headway.prefix import BLOCK_TOKENS
 from services.text_worker.costs import TextCosts
+from services.text_worker.drafting import Drafter
 from services.text_worker.kv.pages import Numbers
 from services.text_worker.kv.pool import BlockPool
-from services.text_worker.kv.store import blocks_of
 from services.text_worker.lengths import LengthModel
+from services.text_worker.options import options_of
 from services.text_worker.restored import next_block, restored_blocks
 from services.text_worker.room import Room
 from services.text_worker.sequence import Sequence
 from services.text_worker.speculation import MOST_DRAFTS, Candidate, Mode, least_chance, worth
 
-STRETCH_TOKENS = 4  # how far a sequence past its floor is planned on, beside its goals
 LEAST_CHUNK_TOKENS = 16
 
 
@@ -36,13 +35,15 @@ class Part:
     """Blocks of the KV cache that the sequence begins with, because another began alike."""
     drafts: tuple[int, ...] = ()
     """Tokens that may follow the sequence's newest one, run behind it on trial."""
+    guesses: int = 0
+    """So many of them are left to the small model, which makes them when the step runs."""
     restored: tuple[Numbers, ...] = ()
     """Contents of the blocks that `count` tokens fill, where another worker computed them: nothing is run then."""
 
     @property
     def end(self) -> int:
         """Tokens that the cache holds after the step, the drafts' included."""
-        return self.start + self.count + len(self.drafts)
+        return self.start + self.count + max(len(self.drafts), self.guesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,20 @@ def _less(option: Option, share: float, tokens: int) -> Option:
     load = option.load
     setup = Cost(load.setup.mean_ms * share, load.setup.var_ms2)  # how its length varies stays
     return replace(option, load=replace(load, setup=setup, steps_left=max(1, load.steps_left - tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """Drafts that a sequence could have in a step."""
+
+    most: int
+    chance: float
+    drafts: tuple[int, ...] = ()
+    """None: the small model is to make them."""
+    making_ms: float = 0.0
+    """What it takes for each of them."""
+    once_ms: float = 0.0
+    """What it takes at most before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +120,13 @@ class TextScheduler:
         planning: Setting,
         lengths: LengthModel | None = None,
         speculate: Mode = "off",
+        drafter: Drafter | None = None,
     ) -> None:
         """`planning` holds what does not change: batch limit, quantiles, overhead. `pool` is only looked at.
 
-        `lengths` says how long texts will be; None: as long as was asked.
+        `lengths` says how long texts will be; None: as long as was asked. `drafter` makes drafts; it is only looked at.
         """
+        self._drafter = drafter if speculate in ("draft", "auto") else None
         self.costs, self._pool, self._planning, self._speculate = costs, pool, planning, speculate
         self._lengths = lengths or LengthModel()
         self._least_chances: dict[int, float] = {}  # by decoding sequences; costs are as calibrated, and stay
@@ -137,11 +154,11 @@ class TextScheduler:
         parts = self._parts(going, room, limits)
         if self._speculate != "off":
             parts = self._with_drafts(parts, going, room, now_s, scale)
-        prefill, drafts = _prefill_of(parts), sum(len(part.drafts) for part in parts)
+        prefill, drafts = _prefill_of(parts), sum(max(len(part.drafts), part.guesses) for part in parts)
         restored = _restored_of(parts)
         if not parts and not ending and not room.evicted:
             return None  # all that there is waits for blocks
-        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts, restored)
+        predicted = self.costs.step_cost(sum(map(_decodes, parts)), prefill, drafts, restored) + self._making(parts)
         return TextBatch(
             stage="prefill" if prefill or restored else "decode",
             works=(*(part.sequence for part in parts), *ending),
@@ -192,9 +209,9 @@ class TextScheduler:
         decodes, may = sum(map(_decodes, parts)), [place for place, part in enumerate(parts) if _may_draft(part)]
         if not may or not self._may_pay([parts[place].sequence for place in may], decodes):
             return parts  # before anything is looked for
-        drafted = [(place, self._drafts(parts[place], room)) for place in may]
-        drafted = [(place, drafts) for place, drafts in drafted if drafts]
-        if not drafted:
+        found = [(place, self._offer(parts[place], room, len(may), scale)) for place in may]
+        offers = [(place, offer) for place, offer in found if offer is not None]
+        if not offers:
             return parts
         prefill, restored = _prefill_of(parts), _restored_of(parts)
 
@@ -203,39 +220,62 @@ class TextScheduler:
         def bound_ms(rows: int) -> float:
             return self._bound_ms(self.costs.step_cost(decodes, prefill, rows, restored), scale)
 
-        works = [parts[place].sequence for place, _ in drafted]
+        priorities = [parts[place].sequence.ticket.wish.priority for place, _ in offers]
         step_ms = cost_ms(0) * scale.mean_ms
         patience_ms = {
-            priority: self._patience_ms(going, priority, now_s, step_ms, bound_ms(0))
-            for priority in {work.ticket.wish.priority for work in works}
+            priority: self._patience_ms(going, priority, now_s, step_ms, bound_ms(0)) for priority in {*priorities}
         }
         candidates = [
-            Candidate(drafts, work.acceptance.chance, patience_ms[work.ticket.wish.priority])
-            for work, (_, drafts) in zip(works, drafted, strict=True)
+            Candidate(offer.most, offer.chance, patience_ms[priority] - offer.once_ms, offer.making_ms)
+            for priority, (_, offer) in zip(priorities, offers, strict=True)
         ]
-        counts = worth(candidates, decodes, cost_ms, bound_ms, at_any_cost=self._speculate == "lookup")
-        for (place, drafts), count in zip(drafted, counts, strict=True):
-            parts[place] = replace(parts[place], drafts=drafts[:count])
+        at_any_cost = self._speculate in ("lookup", "draft")
+        counts = worth(candidates, decodes, cost_ms, bound_ms, at_any_cost=at_any_cost)
+        for (place, offer), count in zip(offers, counts, strict=True):
+            guesses = 0 if offer.drafts else count
+            parts[place] = replace(parts[place], drafts=offer.drafts[:count], guesses=guesses)
         return parts
 
     def _may_pay(self, works: Several[Sequence], decodes: int) -> bool:
         """Whether drafts could be wanted for any of `works`, however many were found."""
-        if self._speculate == "lookup":
+        if self._speculate in ("lookup", "draft"):
             return True
         if decodes not in self._least_chances:
             cost_ms = partial(self._draft_cost_ms, decodes)
             self._least_chances[decodes] = least_chance(decodes, cost_ms)
-        return max(work.acceptance.chance for work in works) > self._least_chances[decodes]
+        guessed = max(work.guessing.chance for work in works) if self._drafter is not None else 0.0
+        return max(guessed, *(work.acceptance.chance for work in works)) > self._least_chances[decodes]
 
     def _draft_cost_ms(self, decodes: int, rows: int) -> float:
         return self.costs.step_cost(decodes, 0, rows).mean_ms
 
-    def _drafts(self, part: Part, room: Room) -> tuple[int, ...]:
-        """What may follow: no further than the answer goes, and than there are free blocks."""
+    def _making(self, parts: Several[Part]) -> Cost:
+        """What the small model takes for its drafts before the step."""
+        if self._drafter is None:
+            return ZERO
+        return self._drafter.cost([(self._drafter.lag(part.sequence), part.guesses) for part in parts if part.guesses])
+
+    def _offer(self, part: Part, room: Room, size: int, scale: Cost) -> "_Offer | None":
+        """What may follow: no further than the answer goes, and than there are free blocks.
+
+        Looked up where that is right as often as what the small model makes, one of `size` sequences at once.
+        """
         work = part.sequence
         most = min(MOST_DRAFTS, work.goals[0].tokens - work.new_tokens - 1)
-        drafts = work.lookup.drafts(work.tokens, most)
-        return drafts[: room.extend(part.end, len(drafts))]
+        drafts = work.lookup.drafts(work.tokens, most) if self._speculate != "draft" else ()
+        if self._drafter is None or (drafts and work.acceptance.chance >= work.guessing.chance):
+            drafts = drafts[: room.extend(part.end, len(drafts))]
+            return _Offer(len(drafts), work.acceptance.chance, drafts) if drafts else None
+        count = room.extend(part.end, self._drafter.room(work, most))
+        if count < 1:
+            return None
+        lag = self._drafter.lag(work)
+        once = self._drafter.catching_up(lag)
+        # A prompt is run once for all that follow, what the last drafts left each time anew.
+        shared_by = count if lag <= 1 + MOST_DRAFTS else work.goals[0].tokens - work.new_tokens
+        making_ms = self._drafter.costs.decode.at(size).mean_ms / size + once.mean_ms / shared_by
+        once_ms = once.scaled(scale).quantile_ms(self._planning.admission_quantile)
+        return _Offer(count, work.guessing.chance, (), making_ms, once_ms)
 
     def _patience_ms(
         self, works: Several[Sequence], priority: int, now_s: float, step_ms: float, bound_ms: float
@@ -327,47 +367,3 @@ def _comes(work: Sequence, start: int, coming: set[bytes]) -> bool:
     """Its next block is computed in this step for another: it waits a step and takes that over."""
     chain, place = work.kv.chain.over(work.tokens), start // BLOCK_TOKENS
     return place < len(chain) and chain[place] in coming
-
-
-def options_of(work: Sequence, prefill: Cost, share: float, lengths: LengthModel, step_ms: float) -> tuple[Option, ...]:
-    """How far `work` may still go, farthest first: its goals ahead, and once past its floor a few tokens, or only one.
-
-    After one planned token the sequence ends. So it goes on past its last affordable goal, token by token, as long as
-    the planner finds that a few more harm nobody. `share`: blocks of the KV cache for each lane; a sequence that will
-    need more takes the place of several, so that no more is admitted than the cache can hold. `step_ms`: what a step
-    takes at most. What the text's length varies by stands in the setup's variance.
-    """
-    done, due_s = work.new_tokens, work.ticket.budget.due_s
-    wholes = [total - done for total in _totals(work)]
-    found = []
-    for whole, (steps, var_steps2) in zip(wholes, _expected(work, lengths, wholes), strict=True):
-        lanes = max(1, math.ceil(blocks_of(work.prompt_tokens + done + whole) / share))
-        setup = Cost(prefill.mean_ms, prefill.var_ms2 + var_steps2 * step_ms**2) if var_steps2 else prefill
-        found.append(Option(work.rung_at(done + whole), Load(due_s, lanes, steps, setup)))
-    return tuple(found)
-
-
-def _totals(work: Sequence) -> list[int]:
-    """New tokens in all at which it may end, most first."""
-    done, most = work.new_tokens, work.goals[0].tokens
-    ahead = [goal.tokens for goal in work.goals if goal.tokens > done]
-    if not work.over_floor:
-        return ahead
-    return sorted({*ahead, min(done + STRETCH_TOKENS, most), min(done + 1, most)}, reverse=True)
-
-
-def _expected(work: Sequence, lengths: LengthModel, wholes: Several[int]) -> list[tuple[int, float]]:
-    """The steps that the text is expected to take, if cut after each of `wholes`, which fall; and their variance.
-
-    It may end before. The last stays whole, because it is the promise. Only a plan of one more token has one step: it
-    ends the text.
-    """
-    promise = (wholes[-1], 0.0)
-    if len(wholes) == 1:
-        return [promise]
-    least, left = max(2, wholes[-1]), lengths.left(work.prompt_tokens, work.new_tokens, wholes[::-1])
-    steps = [
-        (min(whole, max(least, math.ceil(mean - 1e-6))), var)
-        for whole, (mean, var) in zip(wholes[:-1], reversed(left[1:]), strict=True)
-    ]
-    return [*steps, promise]

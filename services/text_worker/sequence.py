@@ -75,6 +75,9 @@ class Sequence:
     first_token_s: float | None = None
     lookup: Lookup = field(default_factory=Lookup)
     acceptance: Acceptance = field(default_factory=Acceptance)
+    """Of drafts that were looked up."""
+    guessing: Acceptance = field(default_factory=Acceptance)
+    """Of drafts that a small model made."""
 
     @property
     def new_tokens(self) -> int:

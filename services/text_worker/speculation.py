@@ -1,10 +1,11 @@
-"""Speculation by prompt lookup: what a text may repeat is guessed from what it holds already, and checked in one step.
+"""Speculation: what may follow is guessed, from what a text holds already or by a small model, and checked in one step.
 
 The last few tokens are looked for further up in prompt and answer; what followed there is drafted (prompt lookup
-decoding, Saxena 2023). A step runs the newest token and its drafts as one chunk, with logits for each, and draws a
-token for each row as it would have been drawn alone: greedily, or by the noise of its seed and position. Drafts count
-as long as they are the tokens that are drawn; so an answer is the same with and without, and no test of acceptance
-(Leviathan et al. 2023) is needed. Pure but for what `Lookup` and `Acceptance` remember.
+decoding, Saxena 2023). A draft model guesses where one is configured: see `drafting`. A step runs the newest token and
+its drafts as one chunk, with logits for each, and draws a token for each row as it would have been drawn alone:
+greedily, or by the noise of its seed and position. Drafts count as long as they are the tokens that are drawn; so an
+answer is the same with and without, and no test of acceptance (Leviathan et al. 2023) is needed. Pure but for what
+`Lookup` and `Acceptance` remember.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["off", "lookup", "auto"]
+Mode = Literal["off", "lookup", "draft", "auto"]
 MOST_DRAFTS = 7
 """With the newest token, as many rows as attention takes together."""
 NGRAMS = (4, 2)
@@ -83,10 +84,13 @@ class Acceptance:
 class Candidate:
     """A decode step that could take drafts."""
 
-    drafts: tuple[int, ...]
+    most: int
+    """Drafts that it could take."""
     chance: float
     patience_ms: float
     """How much longer the step may take for them, so that nobody's deadline is in danger."""
+    making_ms: float = 0.0
+    """What each draft takes before the step."""
 
 
 def least_chance(decodes: int, cost_ms: Callable[[int], float]) -> float:
@@ -116,16 +120,18 @@ def worth(
     rows = sorted(
         (-(candidate.chance**depth), place)
         for place, candidate in enumerate(candidates)
-        for depth in range(1, len(candidate.drafts) + 1)
+        for depth in range(1, candidate.most + 1)
     )
-    taken, tokens, patience_ms = 0, float(decodes), float("inf")
+    taken, tokens, patience_ms, made_ms = 0, float(decodes), float("inf"), 0.0
     best_rate, plain_bound_ms = tokens / cost_ms(0), bound_ms(0)
+    at_most = plain_bound_ms / cost_ms(0)
     for count, (gain, place) in enumerate(rows, start=1):
         patience_ms = min(patience_ms, candidates[place].patience_ms)
-        if bound_ms(count) - plain_bound_ms > patience_ms:
+        made_ms += candidates[place].making_ms
+        if bound_ms(count) - plain_bound_ms + made_ms * at_most > patience_ms:
             break
         tokens -= gain
-        rate = tokens / cost_ms(count)
+        rate = tokens / (cost_ms(count) + made_ms)
         if at_any_cost or rate > best_rate:
             taken, best_rate = count, rate
     chosen = [place for _, place in rows[:taken]]

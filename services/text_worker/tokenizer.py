@@ -37,6 +37,12 @@ class TextTokenizer:
             raise ValueError("messages: this model has no chat template")
         return self.encode(self.template.render(messages), special=False)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token."""
+        found: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
+        return found
+
     def decode(self, ids: list[int]) -> str:
         """Text of the ids, special tokens left out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

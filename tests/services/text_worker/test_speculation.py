@@ -80,7 +80,7 @@ def linear(first_ms: float, row_ms: float) -> list[float]:
 def test_drafts_are_taken_while_a_row_costs_less_than_it_brings() -> None:
     def counts(row_ms: float, chance: float) -> list[int]:
         ms = linear(4.0, row_ms).__getitem__
-        return worth([Candidate((1,) * 7, chance, 1e9)], 1, ms, ms, at_any_cost=False)
+        return worth([Candidate(7, chance, 1e9)], 1, ms, ms, at_any_cost=False)
 
     assert counts(0.1, 0.9) == [7]
     assert counts(1.0, 0.9) == [6]
@@ -97,14 +97,14 @@ def test_no_other_drafts_bring_more_tokens_a_millisecond(
     rows: list[tuple[int, float, float]], others: int, first_ms: float, row_ms: float
 ) -> None:
     ms, decodes = linear(first_ms, row_ms).__getitem__, len(rows) + others
-    candidates = [Candidate((0,) * count, chance, 1e9) for count, chance, _ in rows]
+    candidates = [Candidate(count, chance, 1e9) for count, chance, _ in rows]
 
     def rate(counts: tuple[int, ...]) -> float:
         gained = sum(c.chance**d for c, count in zip(candidates, counts, strict=True) for d in range(1, count + 1))
         return (decodes + gained) / ms(sum(counts))
 
     found = worth(candidates, decodes, ms, ms, at_any_cost=False)
-    best = max(rate(counts) for counts in product(*(range(len(c.drafts) + 1) for c in candidates)))
+    best = max(rate(counts) for counts in product(*(range(c.most + 1) for c in candidates)))
     assert rate(tuple(found)) == pytest.approx(best)
 
 
@@ -114,11 +114,11 @@ def test_drafts_never_outlast_the_patience_of_those_that_take_any(
     rows: list[tuple[int, float, float]], at_any_cost: bool
 ) -> None:
     ms = linear(2.0, 1.0).__getitem__
-    candidates = [Candidate((0,) * count, chance, patience_ms) for count, chance, patience_ms in rows]
+    candidates = [Candidate(count, chance, patience_ms) for count, chance, patience_ms in rows]
     counts = worth(candidates, len(rows), ms, ms, at_any_cost=at_any_cost)
     taken = [candidate for candidate, count in zip(candidates, counts, strict=True) if count]
     assert sum(counts) <= min((candidate.patience_ms for candidate in taken), default=0)
-    assert all(count <= len(candidate.drafts) for candidate, count in zip(candidates, counts, strict=True))
+    assert all(count <= candidate.most for candidate, count in zip(candidates, counts, strict=True))
 
 
 @given(CANDIDATES, st.integers(0, 3), st.floats(0.1, 5), st.floats(0, 3))
@@ -128,7 +128,7 @@ def test_where_no_chance_is_large_enough_nothing_is_wanted(
 ) -> None:
     ms, decodes = linear(first_ms, row_ms).__getitem__, len(rows) + others
     least = least_chance(decodes, ms)
-    candidates = [Candidate((0,) * count, min(chance, least), 1e9) for count, chance, _ in rows]
+    candidates = [Candidate(count, min(chance, least), 1e9) for count, chance, _ in rows]
     if least >= 0:
         assert not any(worth(candidates, decodes, ms, ms, at_any_cost=False))
 
@@ -136,6 +136,6 @@ def test_where_no_chance_is_large_enough_nothing_is_wanted(
 def test_the_least_chance_is_that_of_the_cheapest_row() -> None:
     ms = linear(4.0, 1.0).__getitem__  # a row more costs a quarter of a step
     assert least_chance(2, ms) == pytest.approx(0.5)
-    sure = Candidate((1,), 0.51, 1e9)
+    sure = Candidate(1, 0.51, 1e9)
     assert worth([sure], 2, ms, ms, at_any_cost=False) == [1]
-    assert worth([Candidate((1,), 0.49, 1e9)], 2, ms, ms, at_any_cost=False) == [0]
+    assert worth([Candidate(1, 0.49, 1e9)], 2, ms, ms, at_any_cost=False) == [0]

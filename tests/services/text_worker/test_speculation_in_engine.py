@@ -26,6 +26,7 @@ from services.text_worker.cpu.linear import WeightKind
 from services.text_worker.cpu.model import CpuModel
 from services.text_worker.cuda.model import CudaModel
 from services.text_worker.cuda.pages import CudaPages
+from services.text_worker.drafting import Drafter
 from services.text_worker.engine import TextEngine
 from services.text_worker.kv.chain import Chain
 from services.text_worker.kv.pages import Pages
@@ -110,13 +111,21 @@ class Played:
 class Play:
     """Scheduler and engine over one cache, stepped by hand, time standing still."""
 
-    def __init__(self, speculate: Mode, kind: WeightKind = "int8", blocks: int = 64, *, as_gpu: bool = False) -> None:
+    def __init__(
+        self,
+        speculate: Mode,
+        kind: WeightKind = "int8",
+        blocks: int = 64,
+        *,
+        as_gpu: bool = False,
+        drafter: Drafter | None = None,
+    ) -> None:
         """`as_gpu`: on the path of GPUs, fp32, where it is torch alone."""
         self.drafted = self.accepted = self.steps = 0
         runs, pages = as_on_a_gpu(blocks + 1) if as_gpu else (model(kind), Pages(ARCHITECTURE, blocks + 1))
         self.store = KvStore(pages)
-        self.scheduler = TextScheduler(COSTS, self.store.pool, PLANNING, speculate=speculate)
-        self.engine = TextEngine(runs, self.store, COSTS, clock=lambda: 0.0, told=self._told)
+        self.scheduler = TextScheduler(COSTS, self.store.pool, PLANNING, speculate=speculate, drafter=drafter)
+        self.engine = TextEngine(runs, self.store, COSTS, clock=lambda: 0.0, told=self._told, drafter=drafter)
 
     def _told(self, drafted: int, accepted: int) -> None:
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted

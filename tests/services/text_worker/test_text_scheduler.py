@@ -22,8 +22,9 @@ from services.text_worker.kv.pool import BlockPool
 from services.text_worker.kv.store import KvStore, blocks_of
 from services.text_worker.lengths import LengthModel
 from services.text_worker.model.architecture import Architecture, Attention, Layer, Mlp, Rope
+from services.text_worker.options import STRETCH_TOKENS
 from services.text_worker.sampling import Sampler, Sampling
-from services.text_worker.scheduler import STRETCH_TOKENS, TextScheduler
+from services.text_worker.scheduler import TextScheduler
 from services.text_worker.sequence import LADDER, Sequence, goals_of
 from services.text_worker.tokenizer import Detokenizer, StopStrings, TextTokenizer
 
