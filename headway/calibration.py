@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _PATIENCE_S = 60.0
 _PROBED_WITHIN_S = 1.0
+"""A worker that starts again on a busy device is wanted back: its probe is a few short steps."""
 MEASURED_WITHIN_S = 20.0
 """How long a first measurement gives way to real work; on a device that is never at rest it would never end."""
-"""A worker that starts again on a busy device is wanted back: its probe is a few short steps."""
 _TOO_SLOW = 0.67
 """A probe below this share of what was kept says that it was measured on a busy machine."""
 

@@ -117,7 +117,7 @@ class TextEngine:
         source = work.guessing if part.guesses else work.acceptance
         for each in (work.guessing, work.acceptance):
             each.observe(*((len(part.drafts), accepted) if each is source else (0, 0)))
-        if part.drafts:
+        if part.drafts or part.guesses:  # room was made for guesses even where none came
             taken = len(work.tokens) - part.start - part.count  # fewer than were accepted where the answer ended
             self._store.computed(work.kv, work.tokens, min(accepted, taken))
             self._store.trim(work.kv)

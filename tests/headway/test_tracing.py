@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -11,6 +12,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from headway.telemetry import Attribute, Span
 from headway.tracing import extract, inject, start
 
+LONG_S = 30.0
+"""Far beyond the exporter's own timeout, and below what it takes when it tries again and again."""
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -70,7 +73,10 @@ def test_a_dead_collector_does_not_hold_up_the_end() -> None:
     tracing = start("test", "http://127.0.0.1:1", version="0", instance="a")
     with tracing.span(Span.WORKER_CALL):
         pass
-    tracing.shutdown()
+    ending = threading.Thread(target=tracing.shutdown, daemon=True)
+    ending.start()
+    ending.join(LONG_S)
+    assert not ending.is_alive()
 
 
 @settings(max_examples=100, deadline=None)

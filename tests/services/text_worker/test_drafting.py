@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from headway.config import ConfigError, read
 from headway.cost import Cost, StepCurve
+from headway.prefix import BLOCK_TOKENS
 from headway.server import StartError
 from services.text_worker.config import TextWorkerConfig
 from services.text_worker.costs import TextCosts
@@ -102,6 +103,15 @@ def test_a_full_cache_and_a_short_context_cost_guesses_and_nothing_else(random_m
     short, play = played(drafter_of(random_model), [near], [TELLING])
     assert short == far
     assert 0 < play.drafted <= (256 - 240) * MOST_DRAFTS
+
+
+def test_who_finds_no_room_for_guesses_keeps_no_block_for_them() -> None:
+    """Both are promised the last blocks of the small model's cache, and the first takes them."""
+    near_a_block = [tuple(range(first, first + BLOCK_TOKENS - 2)) for first in (50, 90)]
+    expected, _ = played(None, near_a_block, [TELLING] * 2)
+    found, play = played(own(blocks=2), near_a_block, [TELLING] * 2)
+    assert found == expected
+    assert play.drafted > 0
 
 
 def test_what_was_guessed_right_is_not_run_again() -> None:
