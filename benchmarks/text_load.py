@@ -3,8 +3,8 @@
 The experiments of `benchmarks.experiment` on one text worker with the model that ships, requests of 64 to 192 tokens of
 which at least a quarter must come, Headway's planner against policies that share its batching, its order by deadline
 and its feasibility check (`fifo` by nature has neither of the first two). The end-of-text token is forbidden, so that a
-text is as long as was asked and quality is the share of tokens that came. Speculation is off: it makes what a token
-costs depend on the text.
+text is as long as was asked and quality is the share of tokens that came. Weights are in bf16, as the peer has them.
+Speculation is off: it makes what a token costs depend on the text.
 
 `--vllm PYTHON` puts vLLM beside it on the same arrivals (`benchmarks/text_server_peer.py`), run by a Python that has it
 (`benchmarks/text_peers/README.md`).
@@ -78,7 +78,7 @@ def subject() -> Subject:
         parts = [message async for message in client.text(request, deadline_s=25.0)]
         return b"".join(part.chunk.text.encode() for part in parts)
 
-    command = (sys.executable, "-m", "services.text_worker.main", "--speculate", "off")
+    command = (sys.executable, "-m", "services.text_worker.main", "--weights", "bf16", "--speculate", "off")
     return Subject("text-load", "tokens", command, send, Mix(SIZES), golden, lowest=LEAST)
 
 

@@ -48,9 +48,9 @@ class Capacity:
         """Load 1.0: the rate that the cheapest rung sustains."""
         return self.items_per_s[-1][1] / mix.mean_items
 
-    def window(self, arrival: Arrival) -> Window:
-        """A request as the bound sees it."""
-        rates = [rate for _, rate in self.best_items_per_s]
+    def window(self, arrival: Arrival, speed: float = 1.0) -> Window:
+        """A request as the bound sees it, on a host that is so many times as quick as when this was measured."""
+        rates = [rate * speed for _, rate in self.best_items_per_s]
         options = tuple(
             (quality, arrival.items / rate) for (_, quality), rate in zip(self.qualities, rates, strict=True)
         )

@@ -14,6 +14,7 @@ from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
 from benchmarks.experiment.generator import Send, closed_loop, open_loop, unhurried
+from benchmarks.experiment.host import HostSpeed
 from benchmarks.experiment.records import Record
 from benchmarks.experiment.summary import summarise
 from benchmarks.experiment.worker import Cores, RunningWorker, running, split_cores
@@ -130,10 +131,13 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan, pee
     Raises SystemExit when the contenders disagree on what the same request at the same rung is: nothing is reported.
     """
     cores, golden, cells = split_cores(), dict[str, bytes](), list[Cell]()
+    host = HostSpeed(cores)
     with tempfile.TemporaryDirectory(prefix="headway-calibration-") as calibrations:
         subject = replace(subject, command=(*subject.command, "--cache-dir", calibrations))
+        await host.since_last()
         capacity, described = await _capacity(subject, contenders[0], plan, cores)
-        sends, bounds = _sends(subject.mix, capacity, plan), dict[tuple[str, float, int], float]()
+        await host.since_last()
+        sends = _sends(subject.mix, capacity, plan)
         for contender in contenders:
             async with (
                 running((*subject.command, *contender.flags), cores) as worker,
@@ -145,11 +149,11 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan, pee
                 )
                 for shape, load, sent in sends if contender.shapes else [each for each in sends if each[0] == "steady"]:
                     cell = await _cell(subject, contender, (shape, load, sent), worker, client)
-                    cells.append(_beside_bound(cell, capacity, bounds))
+                    cells.append(_beside_bound(cell, capacity, await host.since_last()))
                     _say(cells[-1])
         for peer in peers:
             async for cell in _peer_cells(subject, peer, sends, cores):
-                cells.append(_beside_bound(cell, capacity, bounds))
+                cells.append(_beside_bound(cell, capacity, await host.since_last()))
                 _say(cells[-1])
     if len(set(golden.values())) != 1:
         raise SystemExit("the contenders do not give the same bytes for the same request: nothing is reported")
@@ -228,12 +232,10 @@ def at_entry(counts: dict[float, float]) -> dict[str, float | None]:
     return {"n": total, "p95_at_most_ms": p95_s * 1000, "share_under_5_ms": counts.get(0.005, 0.0) / total}
 
 
-def _beside_bound(cell: Cell, capacity: Capacity, bounds: dict[tuple[str, float, int], float]) -> Cell:
-    """Contenders who were sent the same share of the same arrivals have the same bound."""
-    key = (cell.shape, cell.load, len(cell.records))
-    if key not in bounds:
-        bounds[key] = bound([capacity.window(record.arrival) for record in cell.records])
-    most = bounds[key]
+def _beside_bound(cell: Cell, capacity: Capacity, speed: float) -> Cell:
+    """`speed`: the host's around the cell, over what it was when capacity was measured."""
+    most = bound([capacity.window(record.arrival, speed) for record in cell.records])
+    cell.figures["host_speed"] = speed
     cell.figures["bound"] = most
     cell.figures["goodput_over_bound"] = cell.figures["goodput"] / most if most else None
     return cell
@@ -258,7 +260,8 @@ def _say(cell: Cell) -> None:
     console.print(
         f"{cell.contender:>12} {cell.shape} {cell.load:g}: {figures['admitted']} of {figures['n']} admitted, "
         f"in time {_share(kept)}, quality {_share(figures['served_quality'])}, "
-        f"goodput/bound {_share(figures['goodput_over_bound'])}, p95/deadline {_share(p95)}"
+        f"goodput/bound {_share(figures['goodput_over_bound'])}, p95/deadline {_share(p95)}, "
+        f"host {_share(figures['host_speed'])}"
     )
 
 

@@ -76,10 +76,9 @@ class Sampling:
         """It matters which tokens came before."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
-    @property
-    def filtered(self) -> bool:
-        """Some tokens may be left out."""
-        return self.top_k is not None or self.top_p < 1.0 or self.min_p > 0.0
+    def most(self, vocab: int) -> int:
+        """How many of the likeliest of so many tokens top-k keeps."""
+        return vocab if self.top_k is None else min(self.top_k, vocab)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -12,7 +12,7 @@ _NO_NUMBER = np.uint32(0x7FC0)
 
 
 @intrinsic
-def _bits(context: Any, number: Any) -> Any:
+def bits_of(context: Any, number: Any) -> Any:
     """The 32 bits of an fp32 number."""
 
     def build(context, builder, signature, arguments):
@@ -37,7 +37,7 @@ def rounded(x):
 
     What is too large becomes infinite; no number stays no number, whatever its bits.
     """
-    bits = _bits(x)
+    bits = bits_of(x)
     nearest = (bits + _HALF + ((bits >> _SHIFT) & _ONE)) >> _SHIFT
     return np.uint16(nearest if x == x else _NO_NUMBER)
 

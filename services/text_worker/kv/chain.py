@@ -2,8 +2,11 @@
 
 import secrets
 from collections.abc import Sequence
+from itertools import count
 
 from headway.prefix import BLOCK_TOKENS, token_chain
+
+_SECRET, _numbers = secrets.token_hex(32), count()
 
 
 class Chain:
@@ -17,7 +20,7 @@ class Chain:
     @classmethod
     def private(cls) -> "Chain":
         """One that agrees with no other, so that its sequence shares nothing."""
-        return cls(secrets.token_hex(32), b"")
+        return cls(f"{_SECRET} {next(_numbers)}", b"")
 
     def over(self, tokens: Sequence[int]) -> Sequence[bytes]:
         """The hashes of all full blocks of `tokens`, which are those of the last call or go on from them."""
