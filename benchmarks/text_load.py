@@ -9,7 +9,7 @@ Speculation is off: it makes what a token costs depend on the text.
 `--vllm PYTHON` puts vLLM beside it on the same arrivals (`benchmarks/text_server_peer.py`), run by a Python that has it
 (`benchmarks/text_peers/README.md`).
 
-Results and picture: `benchmarks/results/text-load.json` and `.svg`. About 10 minutes; `--quick` about one, and only to
+Results and picture: `benchmarks/results/text-load.json` and `.svg`. About 15 minutes; `--quick` about one, and only to
 see that it runs.
 """
 
@@ -49,7 +49,7 @@ CONTENDERS = (
     Contender(LOWEST, flags=("--policy", LOWEST), share=0.25),
     Contender("fifo", flags=("--policy", "fifo"), share=0.25, shapes=False),
 )
-FULL = Plan(requests=4000, most_cell_s=45.0, shape_s=20.0, effort=Effort(9, 3.0))
+FULL = Plan(requests=4000, most_cell_s=30.0, shape_s=20.0, effort=Effort(9, 3.0))
 QUICK = Plan(loads=(0.6, 1.5), requests=150, most_cell_s=4.0, shape_s=4.0, effort=Effort(3, 1.0), gap_instances=3)
 
 

@@ -25,6 +25,8 @@ _RAISES = 3
 """How often estimates are asked what may be taken back."""
 _CLOSER = 256
 """Jobs that may be played to look closer, one change at a time: so many queues of one job, half as many of two."""
+_CLOSER_AGAIN = 64
+"""The same where nothing commits: all is planned anew after every token, and what is missed now is found then."""
 _EQUALS = 3
 """So many jobs are tried, one at a time, to give way for one of the same priority that has more to gain."""
 HOPELESS = 0.01
@@ -226,7 +228,8 @@ class _Search:
 
     def _look_closer(self, levels: list[int]) -> list[int]:
         """Takes back one lowering at a time, as far as the queue's length leaves time to try."""
-        tries, failed = _CLOSER // len(levels), set[Move]()
+        closer = _CLOSER if self._model.setting.commits else _CLOSER_AGAIN
+        tries, failed = closer // len(levels), set[Move]()
         while tries > 0:
             move = next((move for move in self._taken_back(levels) if move not in failed), None)
             if move is None:

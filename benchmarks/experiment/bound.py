@@ -53,7 +53,7 @@ def bound(windows: Sequence[Window]) -> float:
         -np.concatenate([quality, np.zeros(pieces)]),
         A_ub=csr_array(vstack([once, held, done])),
         b_ub=np.concatenate([np.ones(len(windows)), np.diff(edges), np.zeros(len(windows))]),
-        method="highs",
+        method="highs-ipm",  # an order of magnitude quicker than the simplex with thousands of requests
     )
     if solved.status != 0:
         raise RuntimeError(f"the bound was not solved: {solved.message}")
