@@ -20,7 +20,7 @@ What is counted:
 
 With one wrong answer nothing is written, and the exit code is 1. Results: `benchmarks/results/chaos.json`, at another
 `--load` with that in the name. About 13 minutes, 10 of them under faults; `--quick` less than two, with few faults, and
-only to see that it runs.
+only to see that it runs. `--restart` makes one rolling restart and nothing else: `chaos-restart.json`, three minutes.
 """
 
 import asyncio
@@ -34,7 +34,18 @@ from rich.console import Console
 from benchmarks.faults.cluster import ChaosMesh, chaos_mesh
 from benchmarks.faults.report import figures_of, show
 from benchmarks.faults.requests import KINDS, TARGET_S, make_references
-from benchmarks.faults.schedule import BLACK_HOLE, KILL, RESET, STALL, Event, Fault, disturb, faults
+from benchmarks.faults.schedule import (
+    BLACK_HOLE,
+    EVERYTHING,
+    KILL,
+    RESET,
+    ROLLING,
+    STALL,
+    Event,
+    Fault,
+    disturb,
+    faults,
+)
 from benchmarks.faults.traffic import DEADLINES_S, LOAD, Traffic
 from benchmarks.figures import write
 from benchmarks.splats import lowest_label
@@ -64,6 +75,8 @@ class Plan:
 
 
 QUICK = Plan(seconds=25.0, capacity_s=2.0, only=QUICK_FAULTS)
+RESTART = Plan(seconds=1.0, capacity_s=4.0, only=(Fault(ROLLING, EVERYTHING),))
+"""One rolling restart, however long that takes."""
 
 
 async def measure(plan: Plan, seed: int) -> dict[str, Any]:
@@ -118,13 +131,15 @@ def main(
     quick: Annotated[bool, typer.Option(help="a minute, to see that it runs; no figure of it means anything")] = False,
     seconds: Annotated[float, typer.Option(help="under faults; 0: as is usual", min=0)] = 0.0,
     load: Annotated[float, typer.Option(help="of what was measured", min=0.01, max=2)] = LOAD,
+    restart: Annotated[bool, typer.Option("--restart", help="one rolling restart and nothing else")] = False,
     seed: int = 1,
 ) -> None:
     """Runs the mesh under faults and writes benchmarks/results/chaos.json."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else RESTART if restart else Plan()
     plan = replace(plan, seconds=seconds or plan.seconds, load=load)
     figures = asyncio.run(measure(plan, seed))
-    name = "chaos-quick" if quick else "chaos" if load == LOAD else f"chaos-{load:g}"
+    kind = "chaos-restart" if restart else "chaos"
+    name = "chaos-quick" if quick else kind if load == LOAD else f"{kind}-{load:g}"
     console.print(f"written to {write(name, {'quick': quick, **figures})}")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 
 from benchmarks.experiment.worker import Cores
 
@@ -40,14 +41,15 @@ async def rounds_now(cores: Cores) -> float:
 class HostSpeed:
     """The host's speed around each measurement, over that around the first."""
 
-    def __init__(self, cores: Cores) -> None:
-        self._cores = cores
+    def __init__(self, look: Callable[[], Awaitable[float]]) -> None:
+        """`look`: a speed in any unit; see `rounds_now`."""
+        self._look = look
         self._first: float | None = None
         self._last: float | None = None
 
     async def since_last(self) -> float:
         """Looks again; the mean of this look and the last one, over what the first two looks gave. Mutates."""
-        before, self._last = self._last, await rounds_now(self._cores)
+        before, self._last = self._last, await self._look()
         mean = self._last if before is None else (before + self._last) / 2
         if before is not None and self._first is None:
             self._first = mean

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -14,13 +15,13 @@ from benchmarks.experiment.bound import bound
 from benchmarks.experiment.capacity import Capacity, Effort, measure
 from benchmarks.experiment.exhaustive import gaps
 from benchmarks.experiment.generator import Send, closed_loop, open_loop, unhurried
-from benchmarks.experiment.host import HostSpeed
+from benchmarks.experiment.host import HostSpeed, rounds_now
 from benchmarks.experiment.records import Record
 from benchmarks.experiment.summary import summarise
 from benchmarks.experiment.worker import Cores, RunningWorker, running, split_cores
 from headway.client import AsyncHeadway
 
-console = Console(width=120)
+console = Console(width=140)
 BURSTY_LOAD = 0.9
 MOST_LATE_MS = 10.0
 WARM_S = 2.0
@@ -131,7 +132,7 @@ async def run(subject: Subject, contenders: Sequence[Contender], plan: Plan, pee
     Raises SystemExit when the contenders disagree on what the same request at the same rung is: nothing is reported.
     """
     cores, golden, cells = split_cores(), dict[str, bytes](), list[Cell]()
-    host = HostSpeed(cores)
+    host = HostSpeed(partial(rounds_now, cores))
     with tempfile.TemporaryDirectory(prefix="headway-calibration-") as calibrations:
         subject = replace(subject, command=(*subject.command, "--cache-dir", calibrations))
         await host.since_last()

@@ -41,6 +41,8 @@ MOST_ATTEMPTS = 4
 MOST_ASKED = 48
 """Times that workers are asked to go on with an answer that was cut off, while they are full."""
 _ASK_AGAIN_S = 0.25
+_ASKED_BEFORE_SLOWER = 8
+"""After so many a full worker is asked half as often, or those that may be asked are used up before the wait is."""
 _COME_BACK_S = 0.5
 _LOOK_AGAIN_S = 0.1
 """Reports come without a change of health; one tells that a worker is alive after all."""
@@ -207,7 +209,8 @@ class _Attempts:
 
     def put_off(self, refusal: HeadwayError, address: str, now_s: float) -> None:
         """A worker refused: it is not asked again at once, when it is to go on with an answer that was cut off."""
-        again_s = _ASK_AGAIN_S if refusal.retry_after_s is None else min(refusal.retry_after_s, _ASK_AGAIN_S)
+        most_s = _ASK_AGAIN_S * (1 + self.count / _ASKED_BEFORE_SLOWER)
+        again_s = most_s if refusal.retry_after_s is None else min(refusal.retry_after_s, most_s)
         self._full_until[address] = now_s + again_s
 
     def may_ask(self, view: View, now_s: float) -> bool:

@@ -1,10 +1,10 @@
 """What the text engine runs next, and what the planner must know of each sequence. Pure."""
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from headway.cost import ZERO, Cost, Foreign
+from headway.cost import ZERO, Cost, Foreign, Load
 from headway.engine import Batch
 from headway.planning import Job, Option, Setting
 from headway.prefix import BLOCK_TOKENS
@@ -57,21 +57,26 @@ class TextBatch(Batch[Sequence]):
     """Sequences that give their blocks to more urgent ones; what is lost of them is computed anew in their turn."""
     bound_ms: float
     """What the step takes at most, at the admission quantile, with the time to answer."""
+    _by_key: dict[int, Part] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._by_key.update((part.sequence.ticket.key, part) for part in self.parts)
 
     def after(self, job: Job) -> Job | None:
         """See `headway.engine.Batch`: a chunk takes its share of the prefill, and the last brings a token."""
-        part = next((part for part in self.parts if part.sequence.ticket.key == job.key), None)
+        part = self._by_key.get(job.key)
         if part is None:
             return None  # it ends as it is
         share = 0.0 if part.draws else 1 - part.count / (len(part.sequence.tokens) - part.start)
-        return replace(job, options=tuple(_less(option, share, int(part.draws)) for option in job.options))
+        options = tuple(_less(option, share, int(part.draws)) for option in job.options)
+        return Job(job.key, job.priority, job.due_s, job.target_s, options)
 
 
 def _less(option: Option, share: float, tokens: int) -> Option:
     """An option with this share of its prefill and so many tokens less to come; a text may still end after each."""
     load = option.load
     setup = Cost(load.setup.mean_ms * share, load.setup.var_ms2)  # how its length varies stays
-    return replace(option, load=replace(load, setup=setup, steps_left=max(1, load.steps_left - tokens)))
+    return Option(option.rung, Load(load.due_s, load.items, max(1, load.steps_left - tokens), setup))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ def test_capacity_says_load_deadlines_and_windows():
     assert CAPACITY.solo_ms(40) == 250.0
     window = CAPACITY.window(Arrival(0, 2.0, 20, 500.0, 500.0, "normal", 0))
     assert (window.release_s, window.due_s, window.options) == (2.0, 2.5, ((1.0, 0.2), (0.5, 0.05)))
+    assert CAPACITY.window(Arrival(0, 2.0, 20, 500.0, 500.0, "normal", 0), 2.0).options == ((1.0, 0.1), (0.5, 0.025))
 
 
 def test_refusals_at_the_entry_are_read_from_a_histogram():
